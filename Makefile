@@ -1,0 +1,136 @@
+# weir: one Makefile, no recursion, no configure.  Debian 12: gcc 12 or clang 14.
+#
+#   make run              install packages, build, start a farm and send mail
+#   make check            install packages, build, every test that CI runs
+#   make                  hardened release build in build/
+#   make install          PREFIX (/usr/local), SYSCONFDIR (/etc), DESTDIR
+#   make unit             unit tests;  MODE=asan make unit: with sanitizers
+#   make sim SEEDS=1..200 the deterministic simulation
+#   make e2e              real servers, real clients, real sockets
+#   make fuzz SECONDS=60  every libFuzzer target (clang)
+#   make bench            against HAProxy, in one run
+#   make lint             all analyzers, purity, headers, format-check
+#
+# Objects of different modes and compilers never mix: build/$(CC)-$(MODE).
+
+ifeq ($(origin CC),default)
+CC     := gcc
+endif
+MODE   ?= release
+B      ?= build/$(CC)-$(MODE)
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
+VERSION := 0.1
+
+STD    := -std=gnu17 -D_GNU_SOURCE -DWEIR_VERSION='"$(VERSION)"' -I.
+WARN   := -Wall -Wextra -Wpedantic -Werror \
+          -Wconversion -Wsign-conversion -Wdouble-promotion \
+          -Wshadow -Wundef -Wredundant-decls -Wnested-externs \
+          -Wstrict-prototypes -Wmissing-prototypes -Wold-style-definition \
+          -Wpointer-arith -Wcast-qual -Wwrite-strings -Wnull-dereference \
+          -Wformat=2 -Wswitch-enum -Wimplicit-fallthrough -Wvla -Walloca \
+          -Wdate-time -Wframe-larger-than=4096
+WARN_gcc   := -Warith-conversion -Wcast-align=strict -Wlogical-op \
+              -Wduplicated-cond -Wduplicated-branches -Wformat-signedness \
+              -Wformat-overflow=2 -Wformat-truncation=2 -Wjump-misses-init \
+              -Wtrampolines -Wbidi-chars=any
+WARN_clang := -Wcast-align -Wcomma -Wassign-enum -Wbad-function-cast \
+              -Wconditional-uninitialized -Wmissing-variable-declarations \
+              -Wunreachable-code-aggressive
+
+HARDEN := -D_FORTIFY_SOURCE=3 -fstack-protector-strong \
+          -fstack-clash-protection -fcf-protection=full -fPIE
+HARDEN_gcc   := -ftrivial-auto-var-init=zero
+HARDEN_clang := -ftrivial-auto-var-init=pattern
+LD_HARDEN := -pie -Wl,-z,relro,-z,now,-z,noexecstack,-z,separate-code,--as-needed
+
+SAN    := -fno-omit-frame-pointer -fno-sanitize-recover=all
+OPT_release := -O2 -g $(HARDEN) $(HARDEN_$(CC))
+OPT_debug   := -Og -g3
+OPT_asan    := -O1 -g $(SAN) -fsanitize=address,undefined
+OPT_tsan    := -O1 -g $(SAN) -fsanitize=thread
+OPT_fuzz    := -O1 -g $(SAN) -fsanitize=fuzzer-no-link,address,undefined,implicit-conversion,local-bounds
+
+ALL_CFLAGS  = $(STD) $(WARN) $(WARN_$(CC)) -fno-common -fno-strict-aliasing \
+              -pthread $(OPT_$(MODE)) -MMD -MP $(CFLAGS)
+ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) \
+              $(if $(filter release,$(MODE)),$(LD_HARDEN)) $(LDFLAGS)
+
+# Decisions: no kernel, no clock, no allocation (checked by `make purity`).
+PURE := $(addprefix proxy/,smtp.c session.c upstream.c admission.c cidr.c \
+          stats.c control.c report.c log.c) \
+        $(addprefix balancer/,backend.c balancer.c busy.c) \
+        $(addprefix health/,health.c probe.c)
+# What performs, on top of io.h: the product and the simulation share it.
+CORE := $(PURE) $(wildcard proxy/worker*.c) proxy/config.c
+WEIR := $(CORE) proxy/ring.c proxy/logger.c proxy/main.c
+
+obj = $(patsubst %.c,$(B)/%.o,$(1))
+
+all: $(B)/weir $(B)/weirctl $(B)/weir-load $(B)/weir-sink
+
+$(B)/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -c -o $@ $<
+
+$(B)/weir: $(call obj,$(WEIR))
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -luring -linih
+$(B)/weirctl: $(call obj,proxy/ctl.c)
+	$(CC) $(ALL_LDFLAGS) -o $@ $^
+$(B)/weir-load: $(call obj,tests/load.c)
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto -lm
+$(B)/weir-sink: $(call obj,tests/sink.c)
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto
+
+# --- tests: tests/unit/test_NAME.c is linked with what NEEDS_NAME lists ---
+
+NEEDS_smtp      := proxy/smtp.c
+NEEDS_busy      := balancer/busy.c
+NEEDS_admission := proxy/admission.c proxy/cidr.c
+NEEDS_config    := $(CORE)
+NEEDS_ring      := proxy/ring.c
+NEEDS_logger    := proxy/logger.c
+UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
+FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
+SIM   := $(wildcard tests/sim/*.c)
+LIBS_ring := -luring
+LIBS_config := -linih
+
+.SECONDEXPANSION:
+$(UNITS:%=$(B)/test_%): $(B)/test_%: $(B)/tests/unit/test_%.o \
+		$$(call obj,$$(or $$(NEEDS_$$*),$(PURE)))
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcmocka $(LIBS_$*)
+
+unit: $(UNITS:%=$(B)/test_%)
+	@set -e; for t in $^; do ./$$t; done
+
+$(B)/weir-sim: $(call obj,$(SIM) $(CORE))
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -linih
+SEEDS ?= 1..200
+sim: $(B)/weir-sim
+	$(B)/weir-sim --seeds $(SEEDS)
+
+# --- the rules of the house ---
+
+PURE_MAY_CALL := memcpy|memmove|memset|memcmp|memchr|memrchr|memmem|strlen|strcmp|strncmp|strnlen|strncasecmp|strcasecmp|strchr|strtoul|snprintf|vsnprintf|__snprintf_chk|__vsnprintf_chk|__assert_fail|__stack_chk_fail|__mem(cpy|set|move)_chk|__ctype_[a-z_]*|pthread_mutex_(init|destroy|lock|unlock)|inet_(pton|ntop)|__popcount[sdt]i2
+PURE_OWN := $(subst $(eval) ,|,$(basename $(notdir $(PURE))))
+purity: $(call obj,$(PURE))
+	@! nm -u $^ | awk 'NF==2 {print $$2}' | sort -u | \
+	  grep -vE '^($(PURE_MAY_CALL)|($(PURE_OWN))_.*|_GLOBAL_OFFSET_TABLE_)$$'
+	@echo "purity: $(words $(PURE)) objects need nothing of the kernel"
+
+HEADERS := $(wildcard proxy/*.h balancer/*.h health/*.h tests/*.h tests/*/*.h)
+headers:
+	@for h in $(HEADERS); do echo "#include \"$$h\"" | \
+	  $(CC) $(STD) $(WARN) -x c -fsyntax-only - || exit 1; done
+	@echo "headers: $(words $(HEADERS)) stand alone"
+
+SOURCES := $(wildcard proxy/*.[ch] balancer/*.[ch] health/*.[ch] tests/*.[ch] tests/*/*.[ch])
+format:       ; clang-format -i $(SOURCES)
+format-check: ; clang-format --dry-run -Werror $(SOURCES)
+
+clean: ; rm -rf build
+.PHONY: all unit sim purity headers format format-check clean
+.SECONDARY:
+-include $(shell find $(B) -name '*.d' 2>/dev/null)
