@@ -1,0 +1,203 @@
+#ifndef PROXY_IO_H
+#define PROXY_IO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * The only door to the kernel.
+ *
+ * Requests go in; completions come out in batches and are pulled one by one.
+ * ring.c implements this with io_uring, tests/sim/sim_io.c with a seeded
+ * simulation; a program is linked with one or the other.  Nothing above this
+ * header makes a system call, reads a clock, draws a random number, or names
+ * liburing.
+ *
+ * Three rules carry the whole design:
+ *
+ *  - IO_CLOSED is the last event of a socket.  After io_close() or io_abort()
+ *    nothing but IO_CLOSED is delivered for it, whatever was in flight or
+ *    already waiting in the batch, so no caller ever handles a completion for
+ *    something it has given up.
+ *
+ *  - A buffer has one owner.  IO_RECEIVED hands one to the caller; io_send()
+ *    or io_buf_put() takes it back.  None is copied and none is freed.
+ *
+ *  - Receiving is on credit.  io_recv() asks for so many octets; when they
+ *    have come, the receive ends by itself, so that back-pressure needs no
+ *    cancel.
+ *
+ * A struct io belongs to one thread; only io_wake() may be called by others.
+ * No function calls back, and none is re-entrant.
+ */
+
+struct io;
+struct logger;
+struct sockaddr;
+
+/* A socket: index and generation.  0 is never valid. */
+typedef uint64_t io_handle;
+
+enum io_pool {
+	IO_SMALL,   /* commands and replies; also what weir itself says */
+	IO_BIG,     /* bodies in bulk */
+	IO_RESERVE, /* probes and operators: no flood of mail can take these */
+	IO_POOLS,
+};
+
+/*
+ * A buffer.  data moves forward as the front is consumed; data[0..len) is in
+ * use, room octets behind it are free.  next is the owner's, to queue with.
+ */
+struct io_buf {
+	struct io_buf *next;
+	uint8_t *data;
+	uint32_t len;
+	uint32_t room;
+	enum io_pool pool;
+};
+
+enum io_kind {
+	IO_ACCEPTED,  /* .socket is new, or 0 and .result is -errno: the kernel
+			 refused (EMFILE, ENFILE, ENOBUFS, ENOMEM); the
+			 listener rests 100 ms and goes on by itself */
+	IO_CONNECTED, /* .result is 0 or -errno */
+	IO_RECEIVED,  /* .result is octets in .buf, 0 at end of stream, or
+			 -errno; .more says whether the receive still stands */
+	IO_SENT,      /* .result is octets of one send that is complete, or
+			 -errno: then all that was queued is gone */
+	IO_CLOSED,    /* the handle is dead */
+	IO_WOKEN,     /* io_wake() was called, once or more often */
+};
+
+struct io_event {
+	enum io_kind kind;
+	bool more;
+	int result;
+	io_handle socket;   /* IO_WOKEN: 0 */
+	void *owner;        /* as given; IO_ACCEPTED: the listener's */
+	struct io_buf *buf; /* IO_RECEIVED with .result > 0, else NULL */
+};
+
+struct io_config {
+	unsigned sockets_max; /* all sockets at a time, listeners included */
+	unsigned buffers[IO_POOLS]; /* how many of each pool, 16 or more */
+	unsigned worker;            /* for messages: which worker this is */
+	struct logger *logger;      /* where io_log() writes; may be NULL */
+};
+
+enum {
+	IO_SMALL_SIZE = 4096,
+	IO_BIG_SIZE = 16384,
+	IO_ERROR_SIZE = 512,
+};
+
+/*
+ * Open the door, in the thread that will use it.  NULL when the kernel does
+ * not let us: then error says in one line what is wrong and what to change.
+ */
+struct io *io_open(const struct io_config *config, char error[IO_ERROR_SIZE]);
+
+/* Close all that is open and free everything.  *io becomes NULL. */
+void io_free(struct io **io);
+
+/*
+ * Submit what is queued and wait until a completion has come or now reaches
+ * deadline_ms (INT64_MAX: no deadline; one in the past: do not wait).
+ * Returns 0, or -errno when the ring is beyond repair.
+ */
+int io_wait(struct io *io, int64_t deadline_ms);
+
+/* The next event of the batch; false when the batch is used up. */
+bool io_next(struct io *io, struct io_event *event);
+
+/* Monotonic milliseconds, read once per io_wait(); never 0, never back. */
+int64_t io_now_ms(const struct io *io);
+
+/* Milliseconds since 1970 UTC, for logs only: it may jump. */
+int64_t io_wall_ms(const struct io *io);
+
+/* 64 random bits.  Not for keys. */
+uint64_t io_random(struct io *io);
+
+/*
+ * Let io_wait() return in the thread that owns io, with IO_WOKEN.  The only
+ * function that other threads may call.
+ */
+void io_wake(struct io *io);
+
+/*
+ * One whole line of log, without the newline, at a syslog level (0..7,
+ * RFC 5424, section 6.2.1).  Copied; never blocks; when the log cannot keep
+ * up, the line is dropped and counted.
+ */
+void io_log(struct io *io, int level, const char *line, size_t len);
+uint64_t io_log_dropped(const struct io *io);
+
+/*
+ * Listen.  A TCP address is opened with SO_REUSEPORT, so that each worker has
+ * its own; an AF_UNIX path is made with the permission bits mode, and a stale
+ * socket of that name is replaced (one that somebody still answers is not:
+ * -EADDRINUSE).  Returns 0 and the handle, or -errno.
+ */
+int io_listen(struct io *io, const struct sockaddr *addr, unsigned mode,
+	      void *owner, io_handle *listener);
+
+/*
+ * Connect, from source if that is not NULL.  IO_CONNECTED tells the outcome;
+ * a deadline is the caller's business.  Returns 0 and the handle, or -errno
+ * when not even a socket could be had.
+ */
+int io_connect(struct io *io, const struct sockaddr *addr,
+	       const struct sockaddr *source, void *owner, io_handle *socket);
+
+/* Whom events of this socket are for.  An accepted one starts without. */
+void io_adopt(struct io *io, io_handle socket, void *owner);
+
+/* The other end's address (size: 128).  Returns 0 or -errno. */
+int io_peer(struct io *io, io_handle socket, struct sockaddr *addr,
+	    size_t size);
+
+/*
+ * Receive up to credit octets (1 or more) into buffers of this pool.  Ends
+ * (.more is false) when the credit is used up (by at most one buffer more),
+ * at the end of the stream, or by an error.  Only when none stands.
+ */
+void io_recv(struct io *io, io_handle socket, enum io_pool pool,
+	     uint32_t credit);
+
+/*
+ * Append a buffer (or a chain, by next) to what is to be sent; an empty one
+ * is just put back.  Ownership passes in any case.  What is queued goes out
+ * in as few sends as the kernel allows; each complete one is an IO_SENT.
+ */
+void io_send(struct io *io, io_handle socket, struct io_buf *chain);
+
+/* Octets given to io_send() of which no IO_SENT has told yet. */
+size_t io_unsent(const struct io *io, io_handle socket);
+
+/* End our side of the stream (FIN) once all that is queued is sent. */
+void io_shutdown(struct io *io, io_handle socket);
+
+/*
+ * Give the socket up; what is not yet sent is dropped.  io_abort() resets the
+ * connection (RST), so that the peer cannot take what it has for the whole.
+ * Both may be called once, for listeners too.
+ */
+void io_close(struct io *io, io_handle socket);
+void io_abort(struct io *io, io_handle socket);
+
+/*
+ * A buffer to write into: len is 0.  NULL when the pool is empty.  Receiving
+ * leaves the last eighth of a pool to this function.
+ */
+struct io_buf *io_buf_get(struct io *io, enum io_pool pool);
+
+/* Give one buffer back (not a chain). */
+void io_buf_put(struct io *io, struct io_buf *buf);
+
+/* Buffers of this pool that are free now, in eighths (0..8). */
+unsigned io_buf_free(const struct io *io, enum io_pool pool);
+
+#endif
