@@ -62,14 +62,17 @@ enum admission_verdict {
 	ADMISSION_SOURCE_RATE,        /* session_rate */
 	ADMISSION_GLOBAL,             /* max_sessions */
 	ADMISSION_TABLE_FULL,         /* every entry is held by a session */
-	ADMISSION_VERDICTS,           /* how many there are */
 };
 
 enum admission_rate {
 	ADMISSION_RATE_SESSION,
 	ADMISSION_RATE_MESSAGE,
 	ADMISSION_RATE_RECIPIENT,
-	ADMISSION_RATES, /* how many there are */
+};
+
+enum {
+	ADMISSION_VERDICTS = ADMISSION_TABLE_FULL + 1,
+	ADMISSION_RATES = ADMISSION_RATE_RECIPIENT + 1,
 };
 
 enum admission_kind {
