@@ -88,6 +88,7 @@ $(B)/weir-sink: $(call obj,tests/sink.c)
 NEEDS_smtp      := proxy/smtp.c
 NEEDS_busy      := balancer/busy.c
 NEEDS_admission := proxy/admission.c proxy/cidr.c
+NEEDS_cidr      := proxy/cidr.c
 NEEDS_config    := $(CORE)
 NEEDS_ring      := proxy/ring.c
 NEEDS_logger    := proxy/logger.c
