@@ -58,13 +58,17 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
               $(if $(filter release,$(MODE)),$(LD_HARDEN)) $(LDFLAGS)
 
 # Decisions: no kernel, no clock, no allocation (checked by `make purity`).
-PURE := $(addprefix proxy/,smtp.c session.c upstream.c admission.c cidr.c \
-          stats.c control.c report.c log.c) \
+PURE := $(addprefix proxy/,smtp.c session.c session_command.c upstream.c \
+          admission.c cidr.c timer.c stats.c control.c report.c log.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c) \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
 CORE := $(PURE) $(wildcard proxy/worker*.c) proxy/config.c
 WEIR := $(CORE) proxy/ring.c proxy/logger.c proxy/main.c
+
+# The two tools share nothing with the above: they bear witness against it.
+TOOLS := $(addprefix tests/,heap.c quantity.c tally.c)
+SINK  := $(wildcard tests/sink*.c) $(TOOLS)
 
 obj = $(patsubst %.c,$(B)/%.o,$(1))
 
@@ -80,7 +84,7 @@ $(B)/weirctl: $(call obj,proxy/ctl.c)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^
 $(B)/weir-load: $(call obj,tests/load.c)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto -lm
-$(B)/weir-sink: $(call obj,tests/sink.c)
+$(B)/weir-sink: $(call obj,$(SINK))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto
 
 # --- tests: tests/unit/test_NAME.c is linked with what NEEDS_NAME lists ---
