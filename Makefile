@@ -64,7 +64,8 @@ PURE := $(addprefix proxy/,smtp.c session.c session_command.c upstream.c \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
 CORE := $(PURE) $(wildcard proxy/worker*.c) proxy/config.c
-WEIR := $(CORE) proxy/ring.c proxy/logger.c proxy/main.c
+RING := proxy/ring.c proxy/ring_pool.c proxy/ring_probe.c proxy/ring_socket.c
+WEIR := $(CORE) $(RING) proxy/logger.c proxy/main.c
 
 # The two tools share nothing with the above: they bear witness against it.
 TOOLS := $(addprefix tests/,heap.c quantity.c tally.c)
@@ -94,8 +95,9 @@ NEEDS_busy      := balancer/busy.c
 NEEDS_admission := proxy/admission.c proxy/cidr.c
 NEEDS_cidr      := proxy/cidr.c
 NEEDS_config    := $(CORE)
-NEEDS_ring      := proxy/ring.c
+NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
+NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SIM   := $(wildcard tests/sim/*.c)
