@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "balancer/busy.h"
 #include "proxy/admission.h"
 #include "proxy/cidr.h"
 #include "proxy/logger.h"
@@ -162,9 +163,8 @@ struct config_backend {
 	bool source_set;
 	struct cidr_addr source; /* to connect from, if source_set */
 	enum config_backend_state state;
-	unsigned busy_rule_count;
-	/* "MAIL 452 4.3.1 text => busy", in the file's order */
-	char busy_rules[CONFIG_BUSY_RULES_MAX][CONFIG_TEXT_MAX];
+	unsigned busy_rule_count; /* of busy_rules[], in the file's order */
+	struct busy_rule busy_rules[CONFIG_BUSY_RULES_MAX];
 };
 
 struct config {
