@@ -169,7 +169,8 @@ void admission_fini(struct admission *adm);
 
 /*
  * New limits, rates, marks and lists at run time; prefixes and table_size
- * stay as they were.  What is open stays open.  An open that begins after
+ * stay as they were.  What is open stays open; a rate that changes begins
+ * anew for every source.  An open that begins after
  * this returns obeys the new limits.  The old lists may be in use by threads
  * that were inside admission_open: keep them until each worker has come round
  * its loop once.  One thread at a time.
@@ -209,8 +210,8 @@ uint32_t admission_sessions(const struct admission *adm);
 uint32_t admission_sessions_max(const struct admission *adm);
 
 /*
- * Under stress?  True from stress_high_percent up, until sessions are down
- * to stress_low_percent.
+ * Under stress?  True from stress_high_percent up, until sessions are below
+ * it and down to stress_low_percent.
  */
 bool admission_stressed(struct admission *adm);
 
