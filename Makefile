@@ -91,10 +91,10 @@ $(B)/weir-sink: $(call obj,$(SINK))
 # --- tests: tests/unit/test_NAME.c is linked with what NEEDS_NAME lists ---
 
 NEEDS_smtp      := proxy/smtp.c
-NEEDS_busy      := balancer/busy.c
+NEEDS_busy      := balancer/busy.c proxy/smtp.c
 NEEDS_admission := proxy/admission.c proxy/cidr.c
 NEEDS_cidr      := proxy/cidr.c
-NEEDS_config    := $(CORE)
+NEEDS_config    := proxy/config.c proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
