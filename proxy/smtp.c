@@ -55,6 +55,8 @@ static bool span_starts(struct span s, const char *word)
 static struct span span_skip(struct span s, size_t octets)
 {
 	assert(octets <= s.len);
+	if (octets == 0)
+		return s; /* s.at may be NULL */
 	return (struct span){ s.at + octets, s.len - octets };
 }
 
@@ -1185,6 +1187,9 @@ size_t smtp_body_scan(struct smtp_body *b, const void *buf, size_t len)
 	assert(buf != NULL || len == 0);
 	assert(!b->ended);
 
+	if (len == 0)
+		return 0;
+
 	const char *p = buf;
 	const char *end = p + len;
 
@@ -1197,7 +1202,7 @@ size_t smtp_body_scan(struct smtp_body *b, const void *buf, size_t len)
 
 	size_t taken = (size_t)(p - (const char *)buf);
 
-	if (taken > 0 && memchr(buf, '\0', taken) != NULL)
+	if (memchr(buf, '\0', taken) != NULL)
 		b->flaws |= SMTP_FLAW_NUL;
 	b->octets += taken;
 	return taken;
