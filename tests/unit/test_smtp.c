@@ -100,6 +100,9 @@ static void line_of_the_limit_is_read_and_one_octet_more_is_not(void **state)
 	assert_int_equal(
 		scan_trickled(buf, sizeof(buf), SMTP_COMMAND_LINE_MAX, &line),
 		SMTP_SCAN_LONG);
+	assert_int_equal(smtp_line_scan(buf, SMTP_COMMAND_LINE_MAX,
+					SMTP_COMMAND_LINE_MAX, &line),
+			 SMTP_SCAN_LONG);
 	assert_int_equal(smtp_line_scan(buf, SMTP_COMMAND_LINE_MAX - 1,
 					SMTP_COMMAND_LINE_MAX, &line),
 			 SMTP_SCAN_MORE);
@@ -336,6 +339,15 @@ static const struct path_case paths[] = {
 	  NULL, NULL, "" },
 	{ "a surrogate", "MAIL FROM:<\355\240\200@b>", SMTP_SYNTAX_SENDER_BAD,
 	  NULL, NULL, "" },
+	{ "an overlong form of three", "MAIL FROM:<\340\200\257@b>",
+	  SMTP_SYNTAX_SENDER_BAD, NULL, NULL, "" },
+	{ "an overlong form of four", "MAIL FROM:<\360\200\200\257@b>",
+	  SMTP_SYNTAX_SENDER_BAD, NULL, NULL, "" },
+	{ "beyond U+10FFFF", "MAIL FROM:<\364\220\200\200@b>",
+	  SMTP_SYNTAX_SENDER_BAD, NULL, NULL, "" },
+	{ "UTF-8 of three and four",
+	  "MAIL FROM:<\342\202\254\360\237\222\251@b>", SMTP_SYNTAX_OK,
+	  "\342\202\254\360\237\222\251@b", "b", "" },
 	{ "UTF-8 cut short", "MAIL FROM:<a@b\303", SMTP_SYNTAX_SENDER_BAD, NULL,
 	  NULL, "" },
 };
