@@ -769,13 +769,14 @@ static enum admission_verdict open_exempt(struct admission *adm,
 	let_go(adm, source);
 	unlock(&adm->shards[place.shard].mutex);
 
-	if (verdict == ADMISSION_ACCEPT)
+	if (verdict == ADMISSION_ACCEPT) {
 		*ticket = (struct admission_ticket){
 			.source = source,
 			.aggregate = no_entry,
 			.held = true,
 			.exempt = true,
 		};
+	}
 	return verdict;
 }
 
@@ -1181,12 +1182,13 @@ size_t admission_bans(struct admission *adm, struct admission_ban *rows,
 
 	if (count > rows_max)
 		count = rows_max;
-	for (size_t i = 0; i < count; i++)
+	for (size_t i = 0; i < count; i++) {
 		rows[i] = (struct admission_ban){
 			.net = bans->bans[i].net,
 			.until_ms = bans->bans[i].until_ms,
 			.refused = bans->bans[i].refused,
 		};
+	}
 	unlock(&adm->bans.mutex);
 	return count;
 }

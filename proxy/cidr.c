@@ -168,12 +168,13 @@ size_t cidr_addr_format(const struct cidr_addr *addr, char *buf, size_t cap)
 	const char *text;
 
 	assert(cap >= CIDR_ADDR_TEXT_MAX);
-	if (cidr_addr_is_v4(addr))
+	if (cidr_addr_is_v4(addr)) {
 		text = inet_ntop(AF_INET, addr->octets + V4_OFFSET, buf,
 				 CIDR_ADDR_TEXT_MAX);
-	else
+	} else {
 		text = inet_ntop(AF_INET6, addr->octets, buf,
 				 CIDR_ADDR_TEXT_MAX);
+	}
 	assert(text != NULL);
 	return strlen(text);
 }

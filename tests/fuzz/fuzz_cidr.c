@@ -9,7 +9,7 @@
  * a set built of the lines must answer as the networks do one by one.
  */
 
-enum { NETS_MAX = 64 };
+enum { NETS_MAX = 64, RANGES_MAX = 2 * NETS_MAX };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -57,10 +57,10 @@ static bool try_net(const char *text, size_t len, struct cidr *net)
 
 static void try_set(const struct cidr *nets, size_t count)
 {
-	struct cidr_range ranges[2 * NETS_MAX];
+	struct cidr_range ranges[RANGES_MAX];
 	struct cidr_set set;
 
-	cidr_set_init(&set, ranges, 2 * NETS_MAX);
+	cidr_set_init(&set, ranges, RANGES_MAX);
 	for (size_t i = 0; i < count; i++)
 		check(cidr_set_add(&set, &nets[i]));
 	cidr_set_seal(&set);

@@ -170,10 +170,11 @@ static void the_hash_is_siphash_2_4(void **state)
 	for (size_t i = 0; i < sizeof(vectors) / sizeof(vectors[0]); i++) {
 		uint64_t hash = admission_hash(test_key, data, vectors[i].len);
 
-		for (unsigned octet = 0; octet < 8; octet++)
-			if ((uint8_t)(hash >> 8 * octet) !=
-			    vectors[i].out[octet])
-				fail_msg("length %zu", vectors[i].len);
+		for (unsigned octet = 0; octet < 8; octet++) {
+			uint8_t out = (uint8_t)(hash >> 8 * octet);
+
+			assert_int_equal(out, vectors[i].out[octet]);
+		}
 	}
 }
 
@@ -213,6 +214,16 @@ static void a_session_is_counted_until_it_closes(void **state)
 	unmake(adm);
 }
 
+static void expect_filled(uint32_t in, enum admission_verdict refusal,
+			  uint32_t in_expected,
+			  enum admission_verdict refusal_expected,
+			  const char *why)
+{
+	if (in != in_expected || refusal != refusal_expected)
+		fail_msg("%s: %u, %s", why, in,
+			 admission_verdict_name(refusal));
+}
+
 static void each_limit_lets_in_what_it_says_and_gives_it_back(void **state)
 {
 	/* clang-format off */
@@ -247,9 +258,8 @@ static void each_limit_lets_in_what_it_says_and_gives_it_back(void **state)
 			uint32_t in = fill(adm, "10.0.0.1", tickets, 64,
 					   &refusal);
 
-			if (in != cases[i].in || refusal != cases[i].refusal)
-				fail_msg("%s: %u, %s", cases[i].why, in,
-					 admission_verdict_name(refusal));
+			expect_filled(in, refusal, cases[i].in,
+				      cases[i].refusal, cases[i].why);
 			assert_int_equal(admission_sessions(adm), in);
 			close_all(adm, tickets, in);
 			assert_int_equal(admission_sessions(adm), 0);
@@ -392,9 +402,8 @@ static void a_share_is_of_what_is_left_with_a_floor(void **state)
 
 		uint32_t in = fill(adm, "10.0.0.1", tickets, 64, &refusal);
 
-		if (in != cases[i].in || refusal != cases[i].refusal)
-			fail_msg("%s: %u, %s", cases[i].why, in,
-				 admission_verdict_name(refusal));
+		expect_filled(in, refusal, cases[i].in, cases[i].refusal,
+			      cases[i].why);
 		unmake(adm);
 	}
 }
@@ -587,6 +596,16 @@ static void bans_are_listed_replaced_and_lifted(void **state)
 	unmake(adm);
 }
 
+static enum admission_verdict visit_nth(struct admission *adm, uint32_t n,
+					int64_t now_ms)
+{
+	struct cidr_addr addr = nth_addr(n);
+	char text[CIDR_ADDR_TEXT_MAX];
+
+	(void)cidr_addr_format(&addr, text, sizeof(text));
+	return visit(adm, text, now_ms);
+}
+
 static void as_many_bans_as_promised_and_not_one_more(void **state)
 {
 	struct admission_config config = plain_config();
@@ -607,14 +626,9 @@ static void as_many_bans_as_promised_and_not_one_more(void **state)
 	/* Each second one is over now: all others are still found. */
 	assert_true(admission_ban(adm, &more, 200, 100));
 	for (uint32_t n = 0; n < ADMISSION_BANS_MAX; n++) {
-		struct cidr_addr addr = nth_addr(n);
-		struct admission_ticket ticket;
-		bool banned = admission_open(adm, &addr, 100, &ticket) ==
-			      ADMISSION_BANNED;
-
-		assert_int_equal(banned, n % 2 == 1);
-		if (ticket.held)
-			admission_close(adm, &ticket);
+		assert_int_equal(visit_nth(adm, n, 100),
+				 n % 2 == 1 ? ADMISSION_BANNED
+					    : ADMISSION_ACCEPT);
 	}
 	/* And lifted one by one, in another order than they came. */
 	for (uint32_t i = 0; i < ADMISSION_BANS_MAX; i++) {
@@ -631,6 +645,29 @@ static void as_many_bans_as_promised_and_not_one_more(void **state)
 }
 
 /* --- rates --- */
+
+/* How many of so many visits of one source get in; the rest are too fast. */
+static int visits(struct admission *adm, int64_t now_ms, int tries)
+{
+	int in = 0;
+
+	for (int t = 0; t < tries; t++) {
+		enum admission_verdict verdict = visit(adm, "192.0.2.1",
+						       now_ms);
+
+		if (verdict == ADMISSION_ACCEPT)
+			in++;
+		else
+			assert_int_equal(verdict, ADMISSION_SOURCE_RATE);
+	}
+	return in;
+}
+
+static void expect_visits(int in, int in_expected, size_t step, const char *why)
+{
+	if (in != in_expected)
+		fail_msg("%s: step %zu: %d", why, step, in);
+}
 
 static void a_rate_lets_in_its_burst_and_then_its_pace(void **state)
 {
@@ -681,22 +718,11 @@ static void a_rate_lets_in_its_burst_and_then_its_pace(void **state)
 		uint64_t refused = 0;
 
 		for (size_t s = 0; s < 7 && cases[i].steps[s].tries; s++) {
-			int in = 0;
+			int in = visits(adm, cases[i].steps[s].now_ms,
+					cases[i].steps[s].tries);
 
-			for (int t = 0; t < cases[i].steps[s].tries; t++) {
-				enum admission_verdict verdict = visit(
-					adm, "192.0.2.1",
-					cases[i].steps[s].now_ms);
-
-				if (verdict == ADMISSION_ACCEPT)
-					in++;
-				else
-					assert_int_equal(verdict,
-							 ADMISSION_SOURCE_RATE);
-			}
-			if (in != cases[i].steps[s].in)
-				fail_msg("%s: step %zu: %d", cases[i].why, s,
-					 in);
+			expect_visits(in, cases[i].steps[s].in, s,
+				      cases[i].why);
 			refused += (uint64_t)(cases[i].steps[s].tries - in);
 		}
 		assert_int_equal(admission_limited(adm, ADMISSION_RATE_SESSION),
@@ -815,11 +841,8 @@ static void a_rate_that_changes_begins_anew_and_no_other(void **state)
 
 	(void)state;
 	for (int i = 0; i < ADMISSION_RATES; i++)
-		config.rates[i] = (struct admission_rate_limit){
-			.count = 1,
-			.period_ms = 3600000,
-			.burst = 1
-		};
+		config.rates[i] = (struct admission_rate_limit){ 1, 3600000,
+								 1 };
 	struct admission *adm = make(&config);
 
 	assert_int_equal(open_text(adm, "192.0.2.1", 0, &ticket), 0);
