@@ -1,0 +1,258 @@
+"""Mail servers that misbehave as told.
+
+A Backend listens and gives each connection to `script`, a function of a
+Peer that plays the server's side, in a thread of its own.  It writes down
+what it saw, and the messages it took.
+"""
+
+import socket
+import threading
+
+
+class Peer:
+    """The backend's end of one connection."""
+
+    def __init__(self, backend, sock, number):
+        self.backend = backend
+        self.sock = sock
+        self.number = number
+        self.buffer = b""
+        self.lines = []        # the commands that came
+        self.body = b""        # the body that came, unstuffed
+        self.whole = False     # its end came too
+        self.ended = ""        # "fin", "rst" or "" while it lasts
+        self.banner_sent = False
+
+    def send(self, text):
+        data = text if isinstance(text, bytes) else text.encode() + b"\r\n"
+        self.sock.sendall(data)
+
+    def fill(self):
+        try:
+            more = self.sock.recv(65536)
+        except ConnectionError:
+            self.ended = "rst"
+            raise
+        if not more:
+            self.ended = "fin"
+            raise EOFError
+        self.buffer += more
+
+    def line(self):
+        while b"\r\n" not in self.buffer:
+            self.fill()
+        line, _, self.buffer = self.buffer.partition(b"\r\n")
+        text = line.decode("utf-8", "replace")
+        self.lines.append(text)
+        return text
+
+    def data(self):
+        """Read until CRLF.CRLF."""
+        took = b"\r\n"
+        while True:
+            at = (took + self.buffer).find(b"\r\n.\r\n")
+            if at >= 0:
+                joined = took + self.buffer
+                self.body = joined[2:at + 2].replace(b"\r\n..", b"\r\n.")
+                if self.body.startswith(b".."):
+                    self.body = self.body[1:]
+                self.buffer = joined[at + 5:]
+                self.whole = True
+                return
+            took += self.buffer
+            self.buffer = b""
+            self.body = took[2:]
+            self.fill()
+
+    def reset(self):
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                             b"\1\0\0\0\0\0\0\0")
+        self.sock.close()
+
+
+class Wait:
+    """A reply that comes only when the test lets it."""
+
+    def __init__(self, event, reply):
+        self.event = event
+        self.reply = reply
+
+
+KEYWORDS = ("PIPELINING", "SIZE 157286400", "8BITMIME", "SMTPUTF8", "DSN",
+            "ENHANCEDSTATUSCODES", "CHUNKING")
+
+CLOSE = object()   # end the connection
+RESET = object()   # end it with an RST
+SILENT = object()  # say nothing more, read on
+
+
+def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
+           rcpt="250 2.1.5 ok", data="354 go on", end="250 2.0.0 stored",
+           keywords=KEYWORDS, after_mail=None):
+    """The usual server, with any of its replies replaced.
+
+    A replacement is text, CLOSE, RESET, SILENT, a Wait, a list of them in
+    order, or a function of the Peer that returns one of these.
+    """
+    hello = ehlo or "\r\n".join(
+        ["250-fake.test"] + ["250-" + k for k in keywords[:-1]] +
+        ["250 " + keywords[-1]])
+
+    def answer(peer, what):
+        if isinstance(what, list):
+            return all([answer(peer, x) for x in what])
+        if isinstance(what, Wait):
+            what.event.wait(60)
+            what = what.reply
+        if callable(what) and what not in (CLOSE, RESET, SILENT):
+            what = what(peer)
+        if what is CLOSE:
+            raise EOFError
+        if what is RESET:
+            peer.reset()
+            raise EOFError
+        if what is SILENT:
+            while True:
+                peer.buffer = b""
+                peer.fill()
+        if what:
+            peer.send(what)
+        return what
+
+    def bdat(peer, line):
+        words = line.split()
+        want = int(words[1])
+        while len(peer.buffer) < want:
+            peer.fill()
+        peer.body += peer.buffer[:want]
+        peer.buffer = peer.buffer[want:]
+        if words[-1].upper() != "LAST":
+            answer(peer, "250 2.0.0 chunk")
+            return
+        peer.whole = True
+        if str(answer(peer, end)).startswith("250"):
+            peer.backend.keep(peer)
+        peer.body, peer.whole = b"", False
+
+    def play(peer):
+        answer(peer, greeting)
+        peer.banner_sent = True
+        while True:
+            line = peer.line()
+            verb = line[:4].upper()
+            if verb in ("EHLO", "HELO"):
+                answer(peer, hello)
+            elif verb == "MAIL":
+                peer.mail_from = line
+                peer.body, peer.whole = b"", False
+                answer(peer, mail)
+                if after_mail:
+                    answer(peer, after_mail)
+            elif verb == "RCPT":
+                answer(peer, rcpt)
+            elif verb == "BDAT":
+                bdat(peer, line)
+            elif verb == "DATA":
+                if not str(answer(peer, data)).startswith("354"):
+                    continue
+                peer.data()
+                said = answer(peer, end)
+                if str(said).startswith("250"):
+                    peer.backend.keep(peer)
+                peer.body, peer.whole = b"", False
+            elif verb == "QUIT":
+                peer.send("221 2.0.0 bye")
+                return
+            elif verb in ("RSET", "NOOP"):
+                peer.send("250 2.0.0 ok")
+            else:
+                peer.send("500 5.5.2 what?")
+    return play
+
+
+class Backend:
+    """Listens on 127.0.0.1 or where told; `play` may change while it runs."""
+
+    def __init__(self, play=None, name="fake", address="127.0.0.1", port=0,
+                 listen=None, backlog=1024):
+        self.play = play or script()
+        self.name = name
+        self.host = address
+        self.wanted = port
+        self.listen = listen        # a listening socket made elsewhere
+        self.backlog = backlog
+        self.sock = None
+        self.peers = []
+        self.kept = []              # bodies that were answered 250
+        self.lock = threading.Lock()
+        self.open = 0
+        self.peak = 0
+
+    def start(self):
+        if self.listen:
+            self.sock = self.listen
+        else:
+            family = (socket.AF_INET6 if ":" in self.host
+                      else socket.AF_INET)
+            self.sock = socket.socket(family)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.sock.bind((self.host, self.wanted))
+            self.sock.listen(self.backlog)
+        self.port = self.wanted = self.sock.getsockname()[1]
+        threading.Thread(target=self.accept, args=(self.sock,),
+                         daemon=True).start()
+
+    @property
+    def address(self):
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def accept(self, listener):
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            with self.lock:
+                peer = Peer(self, sock, len(self.peers))
+                self.peers.append(peer)
+                self.open += 1
+                self.peak = max(self.peak, self.open)
+            threading.Thread(target=self.serve, args=(peer,),
+                             daemon=True).start()
+
+    def serve(self, peer):
+        try:
+            self.play(peer)
+        except (EOFError, OSError):
+            pass
+        finally:
+            peer.sock.close()
+            with self.lock:
+                self.open -= 1
+
+    def keep(self, peer):
+        with self.lock:
+            self.kept.append(peer.body)
+
+    def mails(self):
+        """Connections that got as far as MAIL."""
+        with self.lock:
+            return [p for p in self.peers
+                    if any(x.upper().startswith("MAIL") for x in p.lines)]
+
+    def stop(self):
+        if self.sock:
+            try:
+                self.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+            self.sock.close()
+            self.sock = None
+        with self.lock:
+            peers = list(self.peers)
+        for peer in peers:
+            try:
+                peer.sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass

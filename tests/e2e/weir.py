@@ -1,0 +1,237 @@
+"""weir under test: its configuration, its life, its log, its control."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+
+import lib
+import world
+
+BUILD = os.path.join(world.TOP, "build", "gcc-release")
+
+
+def program(name):
+    return os.path.abspath(os.environ.get(name.upper().replace("-", "_"),
+                                          os.path.join(BUILD, name)))
+
+
+COUNT = itertools.count(1)
+TROUBLE = re.compile(r"AddressSanitizer|LeakSanitizer|runtime error:|"
+                     r"ThreadSanitizer|Assertion .* failed|core dumped")
+
+STANDARD = {
+    "weir": {"hostname": "mx.test", "workers": 2, "log": "stderr",
+             "log_format": "kv"},
+    # a test that is about limits sets them; no other one is to meet them
+    "admission": {"max_sessions": 5000, "max_per_source": 0,
+                  "max_per_aggregate": 0, "max_percent_per_source": "0%",
+                  "tarpit": "0"},
+    "timeouts": {},
+    "farm": {},
+    "health": {"interval": "1s", "down_interval": "500ms", "eject": "500ms",
+               "eject_max": "1s"},
+}
+
+
+def fields(line):
+    """key=value, value as it is or in quotes with \\-escapes, to a dict;
+    words without a value are under ""."""
+    out = {"": []}
+    for match in re.finditer(r'([\w.-]+)=("(?:[^"\\]|\\.)*"|\S*)|(\S+)', line):
+        key, value, word = match.groups()
+        if key is None:
+            out[""].append(word)
+        else:
+            if value.startswith('"'):
+                value = re.sub(r"\\(.)", r"\1", value[1:-1])
+            out[key] = value
+    return out
+
+
+class Weir:
+    """One weir.  `backends` is a list of (name, thing with .address or
+    "host:port", {keys}); sections are given by name: farm={"tries": 1}."""
+
+    def __init__(self, backends, listen=None, listener=None, wrap=(),
+                 preexec=None, env=None, stderr=None, **sections):
+        self.dir = os.path.join(world.work(), f"weir-{next(COUNT)}")
+        os.makedirs(self.dir)
+        self.control = os.path.join(self.dir, "control.sock")
+        self.port = lib.free_port()
+        self.listen = listen or [f"127.0.0.1:{self.port}"]
+        self.listener = listener or {}
+        self.backends = backends
+        self.sections = sections
+        self.wrap = list(wrap)
+        self.preexec = preexec
+        self.env = dict(os.environ, **(env or {}))
+        self.stderr = stderr
+        self.child = None
+        self.reader = None
+        self.lines = []
+        self.path = os.path.join(self.dir, "weir.ini")
+
+    # --- configuration ---
+
+    def text(self):
+        sections = {name: dict(keys) for name, keys in STANDARD.items()}
+        for name, keys in self.sections.items():
+            sections[name].update(keys)
+        sections["weir"].setdefault("control_socket", self.control)
+        out = []
+
+        def section(title, keys):
+            out.append(f"[{title}]")
+            for key, value in keys.items():
+                values = value if isinstance(value, list) else [value]
+                out.extend(f"{key} = {one}" for one in values)
+            out.append("")
+
+        for name, keys in sections.items():
+            section(name, keys)
+        section("listener in", dict(self.listener, listen=self.listen))
+        for name, thing, keys in self.backends:
+            section("backend " + name,
+                    dict({"address": getattr(thing, "address", thing),
+                          "max_sessions": 100}, **keys))
+        return "\n".join(out)
+
+    # --- life ---
+
+    def launch(self):
+        with open(self.path, "w", encoding="utf-8") as file:
+            file.write(self.text())
+        self.child = subprocess.Popen(
+            self.wrap + [program("weir"), "-c", self.path],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=self.stderr if self.stderr is not None
+            else subprocess.PIPE, env=self.env, preexec_fn=self.preexec,
+            start_new_session=True)
+        if self.stderr is None:
+            self.reader = threading.Thread(target=self.read, daemon=True)
+            self.reader.start()
+
+    def read(self):
+        for raw in self.child.stderr:
+            line = raw.decode("utf-8", "replace").rstrip("\n")
+            self.lines.append(line)
+            if os.environ.get("WEIR_TRACE"):
+                print("weir: " + line, flush=True)
+
+    def start(self):
+        self.launch()
+        lib.wait_until(self.answers, "weir's control socket answers")
+        return self
+
+    def answers(self):
+        if self.child.poll() is not None:
+            self.reader.join(10)
+            raise AssertionError(f"weir ended with {self.child.returncode}: "
+                                 + "\n".join(self.lines[-20:]))
+        with socket.socket(socket.AF_UNIX) as sock:
+            try:
+                sock.connect(self.control)
+            except OSError:
+                return False
+        return True
+
+    def up(self, count=None):
+        """Wait until the probes have found `count` backends well."""
+        want = len(self.backends) if count is None else count
+
+        def ready():
+            return sum(self.is_up(row) for row in self.rows()) >= want
+        lib.wait_until(ready, f"{want} backends are up")
+        return self
+
+    @staticmethod
+    def is_up(row):
+        return "up" in row.values()
+
+    def stop(self, expect=0, patience=60):
+        """SIGTERM, and it must end well."""
+        if not self.child:
+            return
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+        try:
+            code = self.child.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+            raise AssertionError("weir did not end on SIGTERM") from None
+        self.finish()
+        if code != expect:
+            raise AssertionError(f"weir ended with {code}: "
+                                 + "\n".join(self.lines[-20:]))
+
+    def finish(self):
+        """After its end: nothing in the log may be a fault of its own."""
+        if self.reader:
+            self.reader.join(30)
+            self.child.stderr.close()
+        self.child = None
+        bad = [line for line in self.lines if TROUBLE.search(line)]
+        if bad:
+            raise AssertionError("\n".join(self.lines[-60:]))
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    def kill(self):
+        self.child.kill()
+        self.child.wait()
+        self.finish()
+
+    @property
+    def pid(self):
+        return self.child.pid
+
+    def rss(self):
+        """Resident memory, octets."""
+        with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    # --- control ---
+
+    def ctl(self, *words, check=True):
+        done = subprocess.run(
+            [program("weirctl"), "-s", self.control, *words],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            errors="replace", timeout=60, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"weirctl {words}: {done.stdout}")
+        return done.stdout
+
+    def info(self):
+        """`show info` as a dict; numbers as int."""
+        out = {}
+        for line in self.ctl("show", "info").splitlines():
+            match = re.match(r"([\w.]+)\s*[:=\s]\s*(\S.*)?$", line.strip())
+            if match:
+                value = (match.group(2) or "").split(" ")[0]
+                out[match.group(1)] = (int(value) if value.isdigit()
+                                       else match.group(2))
+        return out
+
+    def rows(self):
+        """`show stat json`: one dict for each backend."""
+        stat = json.loads(self.ctl("show", "stat", "json"))
+        return stat["backends"] if isinstance(stat, dict) else stat
+
+    def row(self, name):
+        return next(row for row in self.rows() if row.get("name") == name)
+
+    # --- log ---
+
+    def log(self, *words):
+        """The log lines, as dicts, that contain all the words."""
+        return [fields(line) for line in list(self.lines)
+                if all(word in line for word in words)]
