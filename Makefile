@@ -64,12 +64,13 @@ PURE := $(addprefix proxy/,smtp.c session.c session_command.c upstream.c \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
 CORE := $(PURE) $(wildcard proxy/worker*.c) proxy/config.c
-RING := proxy/ring.c proxy/ring_pool.c proxy/ring_probe.c proxy/ring_socket.c
+RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c)
 WEIR := $(CORE) $(RING) proxy/logger.c proxy/main.c
 
 # The two tools share nothing with the above: they bear witness against it.
 TOOLS := $(addprefix tests/,heap.c quantity.c tally.c)
 SINK  := $(wildcard tests/sink*.c) $(TOOLS)
+LOAD  := $(wildcard tests/load*.c) tests/histogram.c $(TOOLS)
 
 obj = $(patsubst %.c,$(B)/%.o,$(1))
 
@@ -83,7 +84,7 @@ $(B)/weir: $(call obj,$(WEIR))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -luring -linih
 $(B)/weirctl: $(call obj,proxy/ctl.c)
 	$(CC) $(ALL_LDFLAGS) -o $@ $^
-$(B)/weir-load: $(call obj,tests/load.c)
+$(B)/weir-load: $(call obj,$(LOAD))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto -lm
 $(B)/weir-sink: $(call obj,$(SINK))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto
@@ -98,6 +99,11 @@ NEEDS_config    := proxy/config.c proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
+NEEDS_health    := health/health.c
+NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c
+NEEDS_backend   := balancer/backend.c health/health.c
+NEEDS_balancer  := $(NEEDS_backend) balancer/balancer.c health/probe.c \
+                   balancer/busy.c proxy/smtp.c
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SIM   := $(wildcard tests/sim/*.c)
