@@ -28,7 +28,9 @@ struct span {
 
 static char lower(char c)
 {
-	return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+	if (c < 'A' || c > 'Z')
+		return c;
+	return (char)(c - 'A' + 'a');
 }
 
 static bool is_digit(char c)
@@ -460,7 +462,7 @@ struct rule {
 /* The first row that fits decides.  The last row of each stage fits all. */
 /* clang-format off */
 #define R(id) BUSY_RULE_##id
-static const struct rule rules[] = {
+static const struct rule rule_table[] = {
 /*	  rule            stages               seen         codes     escs         need           never         class */
 	{ R(R1),          AT_GREET | AT_HELLO, SEES_ANY,    CODE_ANY, ESC_ANY,     FACT_MISCONF,  0,            BUSY_MISCONF },
 	{ R(R2_SESSION),  AT_ANY,              SEES_ANY,    CODE_5XX, ESC_ANY,     FACT_SESSION,  0,            BUSY_SESSION },
@@ -536,7 +538,7 @@ static bool rule_fits(const struct busy_rule *rule,
 }
 
 struct busy_verdict busy_classify(const struct busy_reply *reply,
-				  const struct busy_rule *own, size_t count)
+				  const struct busy_rule *rules, size_t count)
 {
 	assert(reply->stage > BUSY_STAGE_TCP && reply->stage < BUSY_STAGES);
 	assert(reply->code >= 200 && reply->code <= 599);
@@ -545,8 +547,8 @@ struct busy_verdict busy_classify(const struct busy_reply *reply,
 	if (reply->code < 400)
 		return (struct busy_verdict){ BUSY_OK, BUSY_RULE_OK };
 	for (size_t i = 0; i < count; i++) {
-		if (rule_fits(&own[i], reply))
-			return (struct busy_verdict){ own[i].class,
+		if (rule_fits(&rules[i], reply))
+			return (struct busy_verdict){ rules[i].class,
 						      BUSY_RULE_R0 };
 	}
 
@@ -555,8 +557,8 @@ struct busy_verdict busy_classify(const struct busy_reply *reply,
 	unsigned facts = facts_of(reply);
 	size_t i = 0;
 
-	for (; i < COUNT(rules); i++) {
-		const struct rule *r = &rules[i];
+	for (; i < COUNT(rule_table); i++) {
+		const struct rule *r = &rule_table[i];
 
 		if ((r->stages & stage) != 0 && (r->seen & seen) != 0 &&
 		    (r->codes & code) != 0 && (r->escs & esc) != 0 &&
@@ -564,8 +566,8 @@ struct busy_verdict busy_classify(const struct busy_reply *reply,
 			break;
 	}
 	/* Each stage's last row takes every 4xx, R2 every 5xx. */
-	assert(i < COUNT(rules));
-	return (struct busy_verdict){ rules[i].class, rules[i].id };
+	assert(i < COUNT(rule_table));
+	return (struct busy_verdict){ rule_table[i].class, rule_table[i].id };
 }
 
 /* ---- silence ---- */
@@ -673,8 +675,8 @@ static const char *const stage_names[] = {
 /* clang-format on */
 static_assert(COUNT(stage_names) == BUSY_STAGES, "a name for each");
 
-#define RULE_NAME(id, name, meaning)    [BUSY_RULE_##id] = name,
-#define RULE_MEANING(id, name, meaning) [BUSY_RULE_##id] = meaning,
+#define RULE_NAME(id, name, meaning)    [BUSY_RULE_##id] = (name),
+#define RULE_MEANING(id, name, meaning) [BUSY_RULE_##id] = (meaning),
 static const char *const rule_names[] = { BUSY_RULES(RULE_NAME) };
 static const char *const rule_meanings[] = { BUSY_RULES(RULE_MEANING) };
 #undef RULE_NAME
@@ -847,40 +849,43 @@ static bool refuse(char *error, struct span word, const char *wanted)
 	return false;
 }
 
+static const char want_stage[] =
+	"need a stage first: greet, ehlo, xclient, starttls, mail, rcpt, "
+	"data, eod, idle or any";
+static const char want_code[] = "need a code from 400 to 599, or 4xx or 5xx";
+static const char want_esc[] = "need an enhanced code such as 4.3.1 or x.3.1";
+static const char want_text[] = "the text is longer than 127 characters";
+static const char want_class[] =
+	"need a class behind =>: busy, maybe-busy, cap, drain, sick, misconf, "
+	"session, policy or ok";
+static const char want_all[] = "need STAGE [CODE] [ESC] [TEXT] => CLASS";
+static_assert(BUSY_RULE_TEXT_MAX == 127, "it stands in a message");
+
 static bool read_match(struct span match, struct busy_rule *rule, char *error)
 {
 	struct span word = first_word(match);
 
 	if (!read_stage(word, &rule->stages))
-		return refuse(error, word,
-			      "need a stage first: greet, ehlo, xclient, "
-			      "starttls, mail, rcpt, data, eod, idle or any");
+		return refuse(error, word, want_stage);
 	match = cut_word(match, word);
 	word = first_word(match);
 	if (looks_like_code(word)) {
 		if (!read_code(word, rule))
-			return refuse(error, word,
-				      "need a code from 400 to 599, or 4xx or "
-				      "5xx");
+			return refuse(error, word, want_code);
 		match = cut_word(match, word);
 		word = first_word(match);
 	}
 	if (looks_like_esc(word)) {
 		if (!read_esc(word, rule))
-			return refuse(error, word,
-				      "need an enhanced code such as 4.3.1 or "
-				      "x.3.1");
+			return refuse(error, word, want_esc);
 		match = cut_word(match, word);
 	}
 	if (match.len > BUSY_RULE_TEXT_MAX)
-		return refuse(error, match,
-			      "the text is longer than 127 characters");
+		return refuse(error, match, want_text);
 	memcpy(rule->text, match.at, match.len);
 	rule->text_len = match.len;
 	return true;
 }
-static_assert(BUSY_RULE_TEXT_MAX == 127, "it stands in a message");
-
 bool busy_rule_parse(const char *text, struct busy_rule *rule,
 		     char error[static BUSY_RULE_ERROR_MAX])
 {
@@ -894,8 +899,7 @@ bool busy_rule_parse(const char *text, struct busy_rule *rule,
 			arrow = &text[i];
 	}
 	if (arrow == NULL)
-		return refuse(error, trim(all),
-			      "need STAGE [CODE] [ESC] [TEXT] => CLASS");
+		return refuse(error, trim(all), want_all);
 
 	struct span match = { text, (size_t)(arrow - text) };
 	struct span class = { arrow + 2, all.len - match.len - 2 };
@@ -903,9 +907,7 @@ bool busy_rule_parse(const char *text, struct busy_rule *rule,
 	if (!read_match(trim(match), &got, error))
 		return false;
 	if (!read_class(trim(class), &got.class))
-		return refuse(error, trim(class),
-			      "need a class behind =>: busy, maybe-busy, cap, "
-			      "drain, sick, misconf, session, policy or ok");
+		return refuse(error, trim(class), want_class);
 	*rule = got;
 	return true;
 }

@@ -746,10 +746,8 @@ unsigned smtp_ehlo_keyword(const char *line, size_t len, struct smtp_ehlo *ehlo)
 /* Append words to buf at *len; the caller has made sure of the room. */
 static void put(char *buf, size_t *len, const char *words)
 {
-	size_t more = strlen(words);
-
-	memcpy(buf + *len, words, more);
-	*len += more;
+	while (*words != '\0')
+		buf[(*len)++] = *words++;
 }
 
 static_assert(SMTP_DOMAIN_MAX + SMTP_EXT_BITS * 32 + 40 < SMTP_EHLO_REPLY_MAX,
