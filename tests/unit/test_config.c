@@ -1,0 +1,1125 @@
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proxy/config.h"
+
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* The least that a file must have: cases are put behind it. */
+#define LEAST       "[listener l]\n[backend b]\naddress = 127.0.0.1:10025\n"
+#define LEAST_LINES 3
+
+static struct config_report *report;
+
+static int setup(void **state)
+{
+	(void)state;
+	report = config_report_new();
+	return report == NULL;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	config_report_free(&report);
+	return 0;
+}
+
+static struct config *parse(const char *text)
+{
+	return config_parse_text(text, strlen(text), "f", report);
+}
+
+static struct config *parse_good(const char *text)
+{
+	struct config *config = parse(text);
+
+	for (unsigned i = 0; i < report->count; i++)
+		print_message("    %s\n", report->errors[i].text);
+	assert_int_equal(report->count, 0);
+	assert_int_equal(report->omitted, 0);
+	assert_non_null(config);
+	return config;
+}
+
+/* All errors, each with a line feed.  The caller frees it. */
+static char *errors_of(const char *text, size_t len)
+{
+	/* A private copy, so that ASan sees reads past the end. */
+	char *copy = malloc(len + 1);
+	char *all = calloc(1, sizeof(*report));
+	size_t at = 0;
+
+	assert_non_null(copy);
+	assert_non_null(all);
+	copy = realloc(copy, len > 0 ? len : 1);
+	assert_non_null(copy);
+	memcpy(copy, text, len);
+	struct config *config = config_parse_text(copy, len, "f", report);
+
+	free(copy);
+	assert_int_equal(config == NULL, report->count > 0);
+	config_free(&config);
+	for (unsigned i = 0; i < report->count; i++) {
+		size_t line = strlen(report->errors[i].text);
+
+		assert_in_range(line, 1, CONFIG_ERROR_MAX - 1);
+		memcpy(all + at, report->errors[i].text, line);
+		at += line;
+		all[at++] = '\n';
+	}
+	return all;
+}
+
+static void check_errors(const char *text, const char *errors)
+{
+	char *got = errors_of(text, strlen(text));
+
+	assert_string_equal(got, errors);
+	free(got);
+}
+
+/* The whole of a file; the caller frees it. */
+static char *read_file(const char *path)
+{
+	enum { FILE_MAX = 1 << 20 };
+	FILE *file = fopen(path, "r");
+	char *text = calloc(1, FILE_MAX);
+
+	assert_non_null(file);
+	assert_non_null(text);
+	size_t len = fread(text, 1, FILE_MAX - 1, file);
+
+	assert_int_equal(ferror(file), 0);
+	assert_in_range(len, 1, FILE_MAX - 2);
+	assert_int_equal(fclose(file), 0);
+	return text;
+}
+
+/* A file that is gone after the test; path has 32 octets. */
+static void write_file(char *path, const char *text)
+{
+	memcpy(path, "/tmp/weir-test-config-XXXXXX", 29);
+	int fd = mkstemp(path);
+
+	assert_true(fd >= 0);
+	assert_int_equal(write(fd, text, strlen(text)), (ssize_t)strlen(text));
+	assert_int_equal(close(fd), 0);
+}
+
+/* --- bad files --- */
+
+struct bad_case {
+	const char *about;
+	const char *text;
+	const char *errors;
+};
+
+static const struct bad_case bad_files[] = {
+	{ "an empty file", "",
+	  "f: no [listener NAME]: need at least one\n"
+	  "f: no [backend NAME]: need at least one\n" },
+	{ "nothing but comments", "# a\n; b\n\n",
+	  "f: no [listener NAME]: need at least one\n"
+	  "f: no [backend NAME]: need at least one\n" },
+	{ "every mistake is named, in the order of lines",
+	  "[weir]\n"
+	  "wrokers = 2\n"
+	  "log_format = xml\n"
+	  "no pair\n"
+	  "[listener a]\n"
+	  "listen = here:25\n"
+	  "[backend b]\n"
+	  "weight = 0\n"
+	  "[farm]\n"
+	  "tries = 11\n",
+	  "f:2: unknown key \"wrokers\" in [weir]: did you mean "
+	  "\"workers\"?\n"
+	  "f:3: log_format = \"xml\": need kv or json (default kv)\n"
+	  "f:4: neither [section] nor key = value\n"
+	  "f:6: listen = \"here:25\": need numeric ADDRESS:PORT or "
+	  "[IPV6]:PORT, at most 8 (default 0.0.0.0:25)\n"
+	  "f:7: [backend] has no key \"address\": need numeric ADDRESS:PORT "
+	  "or [IPV6]:PORT (host names are for a later release)\n"
+	  "f:8: weight = \"0\": need a whole number from 1 to 1000 (default "
+	  "100)\n"
+	  "f:10: tries = \"11\": need a whole number from 1 to 10 (default "
+	  "3)\n" },
+	{ "a key before any section", "workers = 1\n" LEAST,
+	  "f:1: \"workers\" stands before the first [section]\n" },
+	{ "several bad lines: inih alone names only the first",
+	  LEAST "one\ntwo\n= three\n",
+	  "f:4: neither [section] nor key = value\n"
+	  "f:5: neither [section] nor key = value\n"
+	  "f:6: neither [section] nor key = value\n" },
+	{ "the last line needs no line feed", LEAST "[farm]\ntries = x",
+	  "f:5: tries = \"x\": need a whole number from 1 to 10 (default "
+	  "3)\n" },
+	{ "an indented line is no continuation",
+	  LEAST "[listener m]\nlisten = 127.0.0.1:25\n  127.0.0.2:25 more\n",
+	  "f:6: neither [section] nor key = value\n" },
+	{ "a NUL hides nothing (the octets before it are a good line)",
+	  LEAST "[farm]\ntries = 2\001\n",
+	  "f:5: has a control character (octet 0x01)\n" },
+};
+
+static const struct bad_case bad_sections[] = {
+	{ "an unknown section, and its keys are checked all the same",
+	  LEAST "[timeout]\ncommand = 5\n",
+	  "f:4: unknown section \"timeout\": did you mean [timeouts]?\n"
+	  "f:5: command = \"5\": need a duration in ms, s, m or h, from "
+	  "100ms to 24h (default 5m)\n" },
+	{ "an unknown section that is like no other",
+	  LEAST "[postscreen]\ncommand = 5\n",
+	  "f:4: unknown section \"postscreen\": weir.ini(5) has them all\n" },
+	{ "case counts", LEAST "[Farm]\n",
+	  "f:4: unknown section \"Farm\": did you mean [farm]?\n" },
+	{ "no ]", LEAST "[farm\ntries = 0\n",
+	  "f:4: a section needs a ] at its end\n"
+	  "f:5: tries = \"0\": need a whole number from 1 to 10 (default "
+	  "3)\n" },
+	{ "more behind the ]: inih would not see it",
+	  LEAST "[farm] tries = 0\n",
+	  "f:4: more than a comment behind the ]\n" },
+	{ "a section twice", LEAST "[farm]\n[health]\n[farm]\n",
+	  "f:6: [farm] is given twice, first in line 4\n" },
+	{ "a name where none belongs", LEAST "[farm x]\n",
+	  "f:4: [farm] takes no name\n" },
+	{ "no name where one belongs",
+	  "[listener]\n[backend b]\naddress = 127.0.0.1:1\n",
+	  "f:1: [listener \"\"]: need [listener NAME] with 1 to 63 of A-Z a-z "
+	  "0-9 . _ -\n" },
+	{ "two words for a name",
+	  "[listener l]\n[backend a b]\naddress = 127.0.0.1:1\n",
+	  "f:2: [backend \"a b\"]: need [backend NAME] with 1 to 63 of A-Z "
+	  "a-z 0-9 . _ -\n" },
+	{ "a name of 64 octets",
+	  "[listener l]\n"
+	  "[backend 1234567890123456789012345678901234567890123456789012345678"
+	  "901234]\naddress = 127.0.0.1:1\n",
+	  "f:2: [backend "
+	  "\"123456789012345678901234567890123456789012345678901234567890123"
+	  "4\"]: need [backend NAME] with 1 to 63 of A-Z a-z 0-9 . _ -\n" },
+	{ "two backends of one name",
+	  LEAST "[backend c]\naddress = 127.0.0.1:1\n"
+		"[backend b]\naddress = 127.0.0.1:2\n",
+	  "f:6: there is a [backend b] already\n" },
+	{ "two listeners of one name",
+	  LEAST "[listener l]\nlisten = 127.0.0.1:1\n",
+	  "f:4: there is a [listener l] already\n" },
+	{ "two listeners at one address, by default", LEAST "[listener m]\n",
+	  "f:4: listen = \"0.0.0.0:25\": [listener l] has this address "
+	  "already\n" },
+	{ "two listeners at one address, IPv4-mapped",
+	  LEAST "[listener m]\nlisten = [::ffff:0.0.0.0]:25\n",
+	  "f:5: listen = \"[::ffff:0.0.0.0]:25\": [listener l] has this "
+	  "address already\n" },
+	{ "one listener, one address twice",
+	  LEAST "[listener m]\nlisten = 127.0.0.1:1, 127.0.0.1:1\n",
+	  "f:5: listen = \"127.0.0.1:1\": this address is given twice\n" },
+	{ "nine addresses",
+	  LEAST "[listener m]\nlisten = 127.0.0.1:1,127.0.0.1:2,127.0.0.1:3\n"
+		"listen = 127.0.0.1:4,127.0.0.1:5,127.0.0.1:6\n"
+		"listen = 127.0.0.1:7,127.0.0.1:8\nlisten = 127.0.0.1:9\n",
+	  "f:8: listen = \"127.0.0.1:9\": a listener has at most 8 "
+	  "addresses\n" },
+	{ "no address at all", LEAST "[listener m]\nlisten =\n",
+	  "f:5: listen = \"\": need numeric ADDRESS:PORT or [IPV6]:PORT, at "
+	  "most 8 (default 0.0.0.0:25)\n" },
+	{ "too many listeners",
+	  "[backend b]\naddress=127.0.0.1:1\n"
+	  "[listener 1]\nlisten=[::1]:1\n[listener 2]\nlisten=[::1]:2\n"
+	  "[listener 3]\nlisten=[::1]:3\n[listener 4]\nlisten=[::1]:4\n"
+	  "[listener 5]\nlisten=[::1]:5\n[listener 6]\nlisten=[::1]:6\n"
+	  "[listener 7]\nlisten=[::1]:7\n[listener 8]\nlisten=[::1]:8\n"
+	  "[listener 9]\nlisten=[::1]:9\n[listener a]\nlisten=[::1]:10\n"
+	  "[listener b]\nlisten=[::1]:11\n[listener c]\nlisten=[::1]:12\n"
+	  "[listener d]\nlisten=[::1]:13\n[listener e]\nlisten=[::1]:14\n"
+	  "[listener f]\nlisten=[::1]:15\n[listener g]\nlisten=[::1]:16\n"
+	  "[listener h]\nlisten=[::1]:17\n",
+	  "f:35: too many listeners: at most 16\n" },
+};
+
+static const struct bad_case bad_keys[] = {
+	{ "a letter too few", LEAST "[admission]\nmax_sesions = 1\n",
+	  "f:5: unknown key \"max_sesions\" in [admission]: did you mean "
+	  "\"max_sessions\"?\n" },
+	{ "another case", LEAST "[farm]\nTries = 1\n",
+	  "f:5: unknown key \"Tries\" in [farm]: did you mean \"tries\"?\n" },
+	{ "a key of another section", LEAST "[farm]\nworkers = 1\n",
+	  "f:5: unknown key \"workers\" in [farm]: it belongs in [weir]\n" },
+	{ "a key that is like no other", LEAST "[farm]\nquux = 1\n",
+	  "f:5: unknown key \"quux\" in [farm]: weir.ini(5) has them all\n" },
+	{ "a long and strange key",
+	  LEAST
+	  "[farm]\n\xc3\xa4"
+	  "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	  " = 1\n",
+	  "f:5: unknown key \"\\xc3\\xa4"
+	  "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\" in "
+	  "[farm]: weir.ini(5) has them all\n" },
+	{ "a key twice", LEAST "[farm]\ntries = 1\nbudget = 9s\ntries = 1\n",
+	  "f:7: \"tries\" is given twice, first in line 5\n" },
+	{ "a bad value and the same key again",
+	  LEAST "[farm]\ntries = 0\ntries = 1\n",
+	  "f:5: tries = \"0\": need a whole number from 1 to 10 (default 3)\n"
+	  "f:6: \"tries\" is given twice, first in line 5\n" },
+	{ "marks of stress in the wrong order, one by default",
+	  LEAST "[admission]\nstress_high = 60%\n",
+	  "f:5: stress_low (default 75%) must be less than stress_high\n" },
+	{ "marks of stress in the wrong order",
+	  LEAST "[admission]\nstress_low = 50%\nstress_high = 50%\n",
+	  "f:6: stress_low must be less than stress_high\n" },
+	{ "a mark that was refused is not compared",
+	  LEAST "[admission]\nstress_low = 95%\nstress_high = 101%\n",
+	  "f:6: stress_high = \"101%\": need a percentage from 0% to 100% "
+	  "(default 90%)\n" },
+	{ "an aggregate within a source",
+	  LEAST "[admission]\nipv4_source_prefix = 16\n"
+		"ipv6_aggregate_prefix = 65\n",
+	  "f:5: ipv4_aggregate_prefix (default 24) must be at most "
+	  "ipv4_source_prefix\n"
+	  "f:6: ipv6_aggregate_prefix must be at most ipv6_source_prefix "
+	  "(default 64)\n" },
+	{ "the first ejection longer than the longest",
+	  LEAST "[health]\neject_max = 4s\n",
+	  "f:5: eject (default 5s) must be at most eject_max\n" },
+	{ "each member of a list on its own",
+	  LEAST "[admission]\ndeny = 10.0.0.1/8, 192.0.2.0/24,, x\n"
+		"allow = ::1/200\n",
+	  "f:5: deny = \"10.0.0.1/8\": host bits are set: the network is "
+	  "10.0.0.0/8\n"
+	  "f:5: deny = \"\": not an IPv4 or IPv6 address, or a network such "
+	  "as 192.0.2.0/24 or 2001:db8::/32\n"
+	  "f:5: deny = \"x\": not an IPv4 or IPv6 address, or a network such "
+	  "as 192.0.2.0/24 or 2001:db8::/32\n"
+	  "f:6: allow = \"::1/200\": the prefix length of an IPv6 "
+	  "network is a whole number from 0 to 128\n" },
+	{ "a file that is not there",
+	  LEAST "[admission]\ndeny_file = /nonexistent/nets\n"
+		"allow_file = nets\nallow_file = /\n"
+		"allow_file = /dev\nallow_file = /dev/zero\n",
+	  "f:5: deny_file = \"/nonexistent/nets\": cannot be read: No such "
+	  "file or directory\n"
+	  "f:6: allow_file = \"nets\": need absolute paths of files with one "
+	  "network a line (default empty)\n"
+	  "f:7: allow_file = \"/\": need absolute paths of files with one "
+	  "network a line (default empty)\n"
+	  "f:8: allow_file = \"/dev\": cannot be read: Is a directory\n"
+	  "f:9: allow_file = \"/dev/zero\": cannot be read: Invalid "
+	  "argument\n" },
+	{ "a busy rule says which word is wrong, in printable ASCII",
+	  LEAST "busy_rule = MAIL 452 => b\xc3\xbcsy\n",
+	  "f:4: busy_rule = \"MAIL 452 => b\\xc3\\xbcsy\": \"b??sy\": need a "
+	  "class behind =>: busy, maybe-busy, cap, drain, sick, misconf, "
+	  "session, policy or ok\n" },
+	{ "a backend by its host name",
+	  "[listener l]\n[backend b]\naddress = mx.example:25\n",
+	  "f:3: address = \"mx.example:25\": need numeric ADDRESS:PORT or "
+	  "[IPV6]:PORT (host names are for a later release)\n" },
+};
+
+static void run_bad(const struct bad_case *cases, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		print_message("  %s\n", cases[i].about);
+		check_errors(cases[i].text, cases[i].errors);
+	}
+}
+
+static void bad_files_are_refused_with_every_mistake(void **state)
+{
+	(void)state;
+	run_bad(bad_files, COUNT(bad_files));
+}
+
+static void bad_sections_are_refused(void **state)
+{
+	(void)state;
+	run_bad(bad_sections, COUNT(bad_sections));
+}
+
+static void bad_keys_are_refused(void **state)
+{
+	(void)state;
+	run_bad(bad_keys, COUNT(bad_keys));
+}
+
+/* --- single values --- */
+
+struct value_case {
+	const char *section;
+	const char *pair;
+	bool good;
+};
+
+static const struct value_case values[] = {
+	{ "weir", "workers = 64", true },
+	{ "weir", "workers = 65", false },
+	{ "weir", "workers = -1", false },
+	{ "weir", "workers = +1", false },
+	{ "weir", "workers = 1 # one", false },
+	{ "weir", "workers = 1 ; one", true },
+	{ "weir", "workers = 1;one", false },
+	{ "weir", "workers: 2", false },
+	{ "weir", "workers =", false },
+	{ "weir", "workers = 0x1", false },
+	{ "weir", "workers = 18446744073709551617", false },
+	{ "weir", "hostname =", true },
+	{ "weir", "hostname = mx-1.example.net", true },
+	{ "weir", "hostname = [192.0.2.1]", true },
+	{ "weir", "hostname = [IPv6:2001:db8::1]", true },
+	{ "weir", "hostname = [mx]", false },
+	{ "weir", "hostname = mx..example", false },
+	{ "weir", "hostname = .example", false },
+	{ "weir", "hostname = example.", false },
+	{ "weir", "hostname = mx example", false },
+	{ "weir", "hostname = \"mx\"", false },
+	{ "weir", "user = mail-in_1", true },
+	{ "weir", "user = -mail", false },
+	{ "weir", "user = a/b", false },
+	{ "weir", "group =", true },
+	{ "weir", "control_socket = /x", true },
+	{ "weir", "control_socket = x", false },
+	{ "weir", "control_socket =", false },
+	{ "weir", "control_mode = 0777", true },
+	{ "weir", "control_mode = 660", true },
+	{ "weir", "control_mode = 1777", false },
+	{ "weir", "control_mode = 0668", false },
+	{ "weir", "control_mode = 0", false },
+	{ "weir", "log = journal", true },
+	{ "weir", "log = /var/log/weir.log", true },
+	{ "weir", "log = weir.log", false },
+	{ "weir", "log_level = emerg", true },
+	{ "weir", "log_level = loud", false },
+	{ "weir", "small_buffers = 15", false },
+	{ "weir", "big_buffers = 32768", true },
+	{ "weir", "big_buffers = 32769", false },
+	{ "listener x", "listen = 127.0.0.1:1, [::1]:1", true },
+	{ "listener x", "listen = 127.0.0.1:65536", false },
+	{ "listener x", "listen = 127.0.0.1:0", false },
+	{ "listener x", "listen = 127.0.0.1", false },
+	{ "listener x", "listen = :25", false },
+	{ "listener x", "listen = *:25", false },
+	{ "listener x", "listen = ::1:25", false },
+	{ "listener x", "listen = [127.0.0.1]:25", false },
+	{ "listener x", "listen = [::1]", false },
+	{ "listener x", "listen = [fe80::1%eth0]:25", false },
+	{ "listener x", "listen = 127.0.0.1:1,", false },
+	{ "admission", "max_recipients = 99", false },
+	{ "admission", "max_recipients = 100", true },
+	{ "admission", "max_percent_per_source = 2", false },
+	{ "admission", "max_percent_per_source = 0", true },
+	{ "admission", "max_percent_per_source = %", false },
+	{ "admission", "session_rate = 1/s", true },
+	{ "admission", "session_rate = 10/h burst 1", true },
+	{ "admission", "session_rate = 10/m  burst  5", true },
+	{ "admission", "session_rate = 10/d", false },
+	{ "admission", "session_rate = 10/", false },
+	{ "admission", "session_rate = /m", false },
+	{ "admission", "session_rate = 10", false },
+	{ "admission", "session_rate = 0/m", false },
+	{ "admission", "session_rate = 10/min", false },
+	{ "admission", "session_rate = 10/m burst", false },
+	{ "admission", "session_rate = 10/m burst 0", false },
+	{ "admission", "session_rate = 10/m burst 5 6", false },
+	{ "admission", "session_rate = 10/m bust 5", false },
+	{ "admission", "session_rate =", false },
+	{ "admission", "ipv4_source_prefix = 33", false },
+	{ "admission", "ipv6_source_prefix = 128", true },
+	{ "admission", "table_size = 16777217", false },
+	{ "admission", "stress_high = 0%", true },
+	{ "admission", "tarpit = 60s", true },
+	{ "admission", "tarpit = 61s", false },
+	{ "admission", "allow =", true },
+	{ "timeouts", "command = 5m", true },
+	{ "timeouts", "command = 100ms", true },
+	{ "timeouts", "command = 99ms", false },
+	{ "timeouts", "command = 300", false },
+	{ "timeouts", "command = 0", false },
+	{ "timeouts", "command = 5 m", false },
+	{ "timeouts", "command = 5M", false },
+	{ "timeouts", "command = 1.5m", false },
+	{ "timeouts", "command = 1d", false },
+	{ "timeouts", "command = m", false },
+	{ "timeouts", "command = -5m", false },
+	{ "timeouts", "command = 18446744073709551615h", false },
+	{ "timeouts", "session = 0", true },
+	{ "timeouts", "session = 0s", true },
+	{ "health", "mail = on", true },
+	{ "health", "mail = yes", false },
+	{ "health", "mail = On", false },
+	{ "health", "rise = 65", false },
+	{ "health", "helo = probe.example", true },
+};
+
+static void each_value_is_taken_or_refused(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < COUNT(values); i++) {
+		const struct value_case *c = &values[i];
+		char text[512];
+
+		(void)snprintf(text, sizeof(text), LEAST "[%s]\n%s%s\n",
+			       c->section, c->pair,
+			       c->section[0] == 'l' &&
+					       !strstr(c->pair, "listen")
+				       ? "\nlisten = 127.0.0.1:1"
+				       : "");
+		print_message("  [%s] %s\n", c->section, c->pair);
+		struct config *config = parse(text);
+
+		assert_int_equal(config != NULL, c->good);
+		assert_int_equal(report->count, c->good ? 0 : 1);
+		if (!c->good)
+			assert_int_equal(report->errors[0].line,
+					 LEAST_LINES + 2);
+		config_free(&config);
+	}
+}
+
+static const struct value_case sizes[] = {
+	{ "listener", "size = 0", true },
+	{ "listener", "size = 1", true },
+	{ "listener", "size = 25M", true },
+	{ "listener", "size = 1024G", true },
+	{ "listener", "size = 1025G", false },
+	{ "listener", "size = 1T", false },
+	{ "listener", "size = 1k", false },
+	{ "listener", "size = 1KB", false },
+	{ "listener", "size = M", false },
+	{ "listener", "banner =", true },
+	{ "listener", "banner = ESMTP ready at your service", true },
+	{ "listener", "banner = \"ESMTP\"", false },
+	{ "listener", "banner = ESMTP \xc3\xa4", false },
+	{ "listener", "greeting_delay = 60s", true },
+	{ "listener", "greeting_delay = 2m", false },
+	{ "listener", "early_talkers = off", true },
+	{ "listener", "early_talkers = drop", false },
+	{ "backend", "max_sessions = 65535", true },
+	{ "backend", "max_sessions = 0", false },
+	{ "backend", "weight = 1001", false },
+	{ "backend", "source =", true },
+	{ "backend", "source = 192.0.2.1", true },
+	{ "backend", "source = 2001:db8::1", true },
+	{ "backend", "source = 192.0.2.1:25", false },
+	{ "backend", "source = eth0", false },
+	{ "backend", "state = maint", true },
+	{ "backend", "state = up", false },
+	{ "backend", "busy_rule =", true },
+	{ "backend", "busy_rule = MAIL 452 4.3.1 => busy", true },
+	{ "backend", "busy_rule = rcpt 4xx thread, limit => busy", true },
+	{ "backend", "busy_rule = MAIL 452", false },
+	{ "backend", "busy_rule = MAIL 452 full => bussy", false },
+};
+
+static void each_value_of_a_named_section_is_taken_or_refused(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < COUNT(sizes); i++) {
+		const struct value_case *c = &sizes[i];
+		char text[512];
+
+		(void)snprintf(
+			text, sizeof(text),
+			LEAST "[%s x]\n%s = 127.0.0.2:10025\n%s\n", c->section,
+			c->section[0] == 'l' ? "listen" : "address", c->pair);
+		print_message("  [%s] %s\n", c->section, c->pair);
+		struct config *config = parse(text);
+
+		assert_int_equal(config != NULL, c->good);
+		assert_int_equal(report->count, c->good ? 0 : 1);
+		config_free(&config);
+	}
+}
+
+static void values_land_in_their_fields(void **state)
+{
+	(void)state;
+	struct cidr_addr addr;
+	struct config *config = parse_good(
+		"\xef\xbb\xbf[weir] ; a byte order mark, and a comment\r\n"
+		"\thostname\t=  mx.example \r\n"
+		"workers = 3\n log = /var/log/weir\nlog_level = err\n"
+		"log_format = json\ncontrol_mode = 0600\nuser = mail\n"
+		"[listener in.1]\nlisten = 192.0.2.1:25 , [2001:db8::1]:587\n"
+		"listen = 127.0.0.1:26\nsize = 25M\nearly_talkers = log\n"
+		"greeting_delay = 1500ms\nbanner = hello there ; you\n"
+		"[listener in_2]\n"
+		"[admission]\nmax_sessions = 7\nsession_rate = 120/h burst 40\n"
+		"recipient_rate = 5/s\nipv6_source_prefix = 56\n"
+		"deny = 10.0.0.0/8\ndeny = 192.0.2.0/24, 2001:db8::/32\n"
+		"allow = 192.0.2.77\ntarpit = 5s\nstress_high = 0%\n"
+		"[timeouts]\nsession = 1h\nbackend_quit = 0\n"
+		"[health]\nprobe = off\nmail = on\nmax_ejected = 20%\n"
+		"[backend a]\naddress = [2001:db8::2]:2525\nstate = drain\n"
+		"source = 192.0.2.9\nweight = 7\n"
+		"busy_rule = MAIL 452 4.3.1 => busy\n"
+		"busy_rule = any 450 a, b => policy\n"
+		"[backend b]\naddress = 192.0.2.3:25\n"
+		"[farm]\ntries = 9\n");
+
+	assert_string_equal(config->weir.hostname, "mx.example");
+	assert_int_equal(config->weir.workers, 3);
+	assert_int_equal(config->weir.log, LOGGER_FILE);
+	assert_string_equal(config->weir.log_path, "/var/log/weir");
+	assert_int_equal(config->weir.log_level, 3);
+	assert_int_equal(config->weir.log_format, CONFIG_LOG_JSON);
+	assert_int_equal(config->weir.control_mode, 0600);
+	assert_string_equal(config->weir.user, "mail");
+	assert_int_equal(config->listener_count, 2);
+
+	const struct config_listener *listener = &config->listeners[0];
+
+	assert_string_equal(listener->name, "in.1");
+	assert_int_equal(listener->listen_count, 3);
+	assert_int_equal(listener->listen[1].port, 587);
+	assert_true(cidr_addr_parse("2001:db8::1", 11, &addr));
+	assert_true(cidr_addr_equal(&listener->listen[1].addr, &addr));
+	assert_int_equal(listener->listen[2].port, 26);
+	assert_int_equal(listener->size, 25 << 20);
+	assert_int_equal(listener->early_talkers, CONFIG_EARLY_LOG);
+	assert_int_equal(listener->greeting_delay_ms, 1500);
+	assert_string_equal(listener->banner, "hello there");
+	assert_int_equal(config->listeners[1].listen_count, 1);
+
+	const struct config_admission *admission = &config->admission;
+	const struct admission_rate_limit *rates = admission->limits.rates;
+
+	assert_int_equal(admission->limits.max_sessions, 7);
+	assert_int_equal(rates[ADMISSION_RATE_SESSION].count, 120);
+	assert_int_equal(rates[ADMISSION_RATE_SESSION].period_ms, 3600000);
+	assert_int_equal(rates[ADMISSION_RATE_SESSION].burst, 40);
+	assert_int_equal(rates[ADMISSION_RATE_MESSAGE].count, 0);
+	assert_int_equal(rates[ADMISSION_RATE_RECIPIENT].period_ms, 1000);
+	assert_int_equal(admission->limits.source_v6_bits, 56);
+	/* A low mark without a high one would break admission's contract. */
+	assert_int_equal(admission->limits.stress_low_percent, 0);
+	assert_int_equal(admission->tarpit_ms, 5000);
+	assert_ptr_equal(admission->limits.deny, &admission->deny);
+	assert_true(cidr_addr_parse("192.0.2.77", 10, &addr));
+	assert_true(cidr_set_has(admission->limits.deny, &addr));
+	assert_true(cidr_set_has(admission->limits.allow, &addr));
+	assert_true(cidr_addr_parse("192.0.3.77", 10, &addr));
+	assert_false(cidr_set_has(admission->limits.deny, &addr));
+
+	assert_int_equal(config->timeouts.session_ms, 3600000);
+	assert_int_equal(config->timeouts.backend_quit_ms, 0);
+	assert_false(config->health.probe);
+	assert_true(config->health.mail);
+	assert_int_equal(config->health.max_ejected_percent, 20);
+	assert_string_equal(config->health.helo, "mx.example");
+	assert_int_equal(config->farm.tries, 9);
+	assert_int_equal(config->backend_count, 2);
+
+	const struct config_backend *backend = &config->backends[0];
+
+	assert_string_equal(backend->name, "a");
+	assert_int_equal(backend->address.port, 2525);
+	assert_int_equal(backend->state, CONFIG_BACKEND_DRAIN);
+	assert_true(backend->source_set);
+	assert_int_equal(backend->weight, 7);
+	assert_int_equal(backend->busy_rule_count, 2);
+	assert_int_equal(backend->busy_rules[0].class, BUSY_BUSY);
+	assert_int_equal(backend->busy_rules[1].class, BUSY_POLICY);
+	assert_string_equal(backend->busy_rules[1].text, "a, b");
+	assert_false(config->backends[1].source_set);
+	assert_int_equal(config->backends[1].max_sessions, 50);
+	config_free(&config);
+	assert_null(config);
+}
+
+static void without_a_name_the_system_s_is_taken(void **state)
+{
+	(void)state;
+	struct config *config = parse_good(LEAST);
+	char name[CONFIG_HOST_MAX] = "";
+
+	assert_int_equal(gethostname(name, sizeof(name) - 1), 0);
+	assert_string_equal(config->weir.hostname, name);
+	assert_string_equal(config->health.helo, name);
+	config_free(&config);
+}
+
+static void a_line_of_197_octets_is_taken_and_one_of_198_named(void **state)
+{
+	(void)state;
+	char text[512];
+	char rest[200];
+
+	memset(rest, ' ', sizeof(rest));
+	for (size_t len = 197; len <= 198; len++) {
+		size_t pad = len - strlen("tries = 2");
+
+		(void)snprintf(text, sizeof(text),
+			       LEAST "[farm]\ntries =%.*s 2\nbudget = x\n",
+			       (int)pad, rest);
+		check_errors(text,
+			     len == 197
+				     ? "f:6: budget = \"x\": need a duration "
+				       "in ms, s, m or h, from 100ms to 10m "
+				       "(default 20s)\n"
+				     : "f:5: longer than 197 octets: give a "
+				       "list in several lines\n"
+				       "f:6: budget = \"x\": need a duration "
+				       "in ms, s, m or h, from 100ms to 10m "
+				       "(default 20s)\n");
+	}
+	/* A comment may be as long as it likes. */
+	(void)snprintf(text, sizeof(text), LEAST "#%.200s\n;%.200s\n", rest,
+		       rest);
+	check_errors(text, "");
+}
+
+static void a_nul_in_a_line_is_named(void **state)
+{
+	(void)state;
+	static const char text[] = LEAST "[farm]\ntries = 2\0 and more\n";
+	char *got = errors_of(text, sizeof(text) - 1);
+
+	assert_string_equal(got, "f:5: has a control character (octet 0x00)\n");
+	free(got);
+}
+
+static void more_errors_than_are_kept_are_counted(void **state)
+{
+	(void)state;
+	static const char line[] = "tries\n";
+	char text[sizeof(LEAST) + 100 * (sizeof(line) - 1)] = LEAST;
+
+	for (size_t i = 0; i < 100; i++)
+		memcpy(text + sizeof(LEAST) - 1 + i * (sizeof(line) - 1), line,
+		       sizeof(line));
+	assert_null(parse(text));
+	assert_int_equal(report->count, CONFIG_ERRORS_MAX);
+	assert_int_equal(report->omitted, 100 - CONFIG_ERRORS_MAX);
+	assert_int_equal(report->errors[0].line, LEAST_LINES + 1);
+}
+
+/* Splitting cannot matter: every prefix of a file is judged, none breaks. */
+static void every_prefix_of_the_example_is_judged(void **state)
+{
+	(void)state;
+	char *text = read_file("etc/weir.ini");
+
+	for (size_t len = 0; len <= strlen(text); len += 7) {
+		char *errors = errors_of(text, len);
+
+		free(errors);
+	}
+	free(text);
+}
+
+static void networks_are_read_from_files(void **state)
+{
+	(void)state;
+	char good[32], bad[32], text[512], errors[512];
+	struct cidr_addr addr;
+
+	write_file(good, "# ours\n10.0.0.0/8\n\n  192.0.2.1  # one host\r\n"
+			 "2001:db8::/32");
+	write_file(bad, "10.0.0.0/8\nnonsense\n\n10.0.0.0/33\n");
+	(void)snprintf(text, sizeof(text),
+		       LEAST "[admission]\ndeny_file = %s\n", good);
+	struct config *config = parse_good(text);
+
+	assert_true(cidr_addr_parse("10.9.8.7", 8, &addr));
+	assert_true(cidr_set_has(&config->admission.deny, &addr));
+	assert_false(cidr_set_has(&config->admission.allow, &addr));
+	assert_true(cidr_addr_parse("192.0.2.1", 9, &addr));
+	assert_true(cidr_set_has(&config->admission.deny, &addr));
+	assert_true(cidr_addr_parse("2001:db8::9", 11, &addr));
+	assert_true(cidr_set_has(&config->admission.deny, &addr));
+	config_free(&config);
+
+	/* Its mistakes stand where it is named, among those of the file. */
+	(void)snprintf(text, sizeof(text),
+		       LEAST "[admission]\nallow_file = %s\nmax_sessions = 0\n",
+		       bad);
+	(void)snprintf(errors, sizeof(errors),
+		       "%s:2: \"nonsense\": not an IPv4 or IPv6 address, or a "
+		       "network such as 192.0.2.0/24 or 2001:db8::/32\n"
+		       "%s:4: \"10.0.0.0/33\": the prefix length of an IPv4 "
+		       "network is a whole number from 0 to 32\n"
+		       "f:6: max_sessions = \"0\": need a whole number from 1 "
+		       "to 16777216 (default 5000)\n",
+		       bad, bad);
+	check_errors(text, errors);
+	assert_int_equal(unlink(good), 0);
+	assert_int_equal(unlink(bad), 0);
+}
+
+static void a_file_is_loaded_by_its_path(void **state)
+{
+	(void)state;
+	char path[32], error[128];
+
+	write_file(path, LEAST "[farm]\ntries = 0\n");
+	assert_null(config_load(path, report));
+	assert_int_equal(report->count, 1);
+	(void)snprintf(error, sizeof(error),
+		       "%s:5: tries = \"0\": need a whole number from 1 to 10 "
+		       "(default 3)",
+		       path);
+	assert_string_equal(report->errors[0].text, error);
+	assert_int_equal(unlink(path), 0);
+
+	assert_null(config_load(path, report));
+	assert_int_equal(report->count, 1);
+	(void)snprintf(error, sizeof(error),
+		       "%s: cannot be read: No such file or directory", path);
+	assert_string_equal(report->errors[0].text, error);
+}
+
+/* --- the table, the example and the manual page --- */
+
+/* What differs between two runs of one program: pointers. */
+static void forget_pointers(struct config *config)
+{
+	free(config->admission.allow.ranges);
+	free(config->admission.deny.ranges);
+	config->admission.allow.ranges = NULL;
+	config->admission.deny.ranges = NULL;
+	config->admission.limits.allow = NULL;
+	config->admission.limits.deny = NULL;
+}
+
+static void the_example_holds_exactly_the_defaults(void **state)
+{
+	(void)state;
+	char *text = read_file("etc/weir.ini");
+	struct config *standard = parse_good("[listener smtp]\n[backend mta1]\n"
+					     "address = 127.0.0.1:10025\n");
+	struct config *as_it_is = parse_good(text);
+
+	/* The other way: each default as if the operator had written it. */
+	for (char *line = text; *line != '\0'; line++) {
+		if (*line == ';' && (line == text || line[-1] == '\n'))
+			*line = ' ';
+	}
+	struct config *spelled_out = parse_good(text);
+
+	forget_pointers(standard);
+	forget_pointers(as_it_is);
+	forget_pointers(spelled_out);
+	assert_memory_equal(as_it_is, standard, sizeof(*standard));
+	assert_memory_equal(spelled_out, standard, sizeof(*standard));
+	config_free(&standard);
+	config_free(&as_it_is);
+	config_free(&spelled_out);
+	free(text);
+}
+
+/* The line of the example for a key: ";key = value" or "key =". */
+static void example_line(const struct config_key_info *key, char *buf,
+			 size_t cap)
+{
+	bool empty = key->standard[0] == '\0';
+
+	(void)snprintf(buf, cap, "\n%s%s =%s%s%s", key->required ? "" : ";",
+		       key->name, empty ? "" : " ", key->standard,
+		       key->required ? " " : "\n");
+}
+
+static void the_example_has_each_key_with_its_default(void **state)
+{
+	(void)state;
+	char *text = read_file("etc/weir.ini");
+	const char *at = text;
+	char line[256];
+	size_t lines = 0;
+
+	/* In the order of the table, within the right section. */
+	for (size_t i = 0; i < config_key_count(); i++) {
+		struct config_key_info key = config_key_at(i);
+
+		if (i == 0 ||
+		    strcmp(key.section, config_key_at(i - 1).section) != 0) {
+			(void)snprintf(line, sizeof(line), "\n[%s",
+				       key.section);
+			at = strstr(at, line);
+			assert_non_null(at);
+		}
+		example_line(&key, line, sizeof(line));
+		print_message("  [%s] %s\n", key.section, key.name);
+		at = strstr(at, line);
+		assert_non_null(at);
+		at++;
+	}
+	/* And nothing else. */
+	for (at = text; (at = strstr(at, "\n;")) != NULL; at++)
+		lines++;
+	assert_int_equal(lines, config_key_count() - 1);
+	free(text);
+}
+
+/* mdoc: one .It for each key, in the order of the table. */
+static void the_manual_has_each_key_with_its_default(void **state)
+{
+	(void)state;
+	char *text = read_file("proxy/weir.ini.5");
+	const char *at = text;
+	char line[256];
+	size_t items = 0;
+
+	for (size_t i = 0; i < config_key_count(); i++) {
+		struct config_key_info key = config_key_at(i);
+
+		if (i == 0 ||
+		    strcmp(key.section, config_key_at(i - 1).section) != 0) {
+			(void)snprintf(line, sizeof(line), "\n.Ss [%s",
+				       key.section);
+			at = strstr(at, line);
+			assert_non_null(at);
+		}
+		(void)snprintf(line, sizeof(line), "\n.It Ic %s = %s\n",
+			       key.name,
+			       key.required              ? "(required)"
+			       : key.standard[0] == '\0' ? "(empty)"
+							 : key.standard);
+		print_message("  [%s] %s\n", key.section, key.name);
+		at = strstr(at, line);
+		assert_non_null(at);
+		at++;
+	}
+	for (at = text; (at = strstr(at, "\n.It Ic ")) != NULL; at++)
+		items++;
+	assert_int_equal(items, config_key_count());
+	free(text);
+}
+
+static void the_manual_has_each_class_of_a_busy_rule(void **state)
+{
+	(void)state;
+	char *text = read_file("proxy/weir.ini.5");
+	char line[64];
+
+	for (unsigned i = 0; i < BUSY_CLASSES; i++) {
+		(void)snprintf(line, sizeof(line), "\n.It Cm %s\n",
+			       busy_class_name((enum busy_class)i));
+		assert_non_null(strstr(text, line));
+	}
+	free(text);
+}
+
+static void each_key_says_what_it_is_and_what_it_takes(void **state)
+{
+	(void)state;
+	char allowed[CONFIG_ERROR_MAX];
+
+	for (size_t i = 0; i < config_key_count(); i++) {
+		struct config_key_info key = config_key_at(i);
+
+		assert_in_range(strlen(key.help), 5, 70);
+		assert_in_range(strlen(key.name), 1, 30);
+		size_t len = config_key_allowed(i, allowed, sizeof(allowed));
+
+		assert_int_equal(strlen(allowed), len);
+		assert_in_range(len, 5, 120);
+	}
+}
+
+/* --- one backend at run time --- */
+
+struct set_case {
+	const char *pair;
+	const char *error; /* NULL: taken */
+};
+
+static const struct set_case set_cases[] = {
+	{ "max_sessions=20", NULL },
+	{ "max_sessions = 21", NULL },
+	{ "source=192.0.2.1", NULL },
+	{ "source=", NULL },
+	{ "state=maint", NULL },
+	{ "busy_rule=MAIL 452 4.3.1 => busy", NULL },
+	{ "weight=0",
+	  "weight = \"0\": need a whole number from 1 to 1000 (default 100)" },
+	{ "wait=1",
+	  "unknown key \"wait\" in [backend]: did you mean \"weight\"?" },
+	{ "tries=1", "unknown key \"tries\" in [backend]: it belongs in "
+		     "[farm]" },
+	{ "weight", "\"weight\": need KEY=VALUE" },
+	{ "", "\"\": need KEY=VALUE" },
+	{ "address=mx:25",
+	  "address = \"mx:25\": need numeric ADDRESS:PORT or [IPV6]:PORT (host "
+	  "names are for a later release)" },
+	{ "address=",
+	  "address = \"\": need numeric ADDRESS:PORT or [IPV6]:PORT (host "
+	  "names are for a later release)" },
+	{ "state=\x1b[2J",
+	  "state = \"\\x1b[2J\": need ready, drain or maint (default ready)" },
+};
+
+static void a_backend_is_made_by_pairs(void **state)
+{
+	(void)state;
+	static struct config_backend backend, before;
+	char error[CONFIG_ERROR_MAX];
+
+	assert_true(config_backend_init(&backend, "mta9xx", 4, error,
+					sizeof(error)));
+	assert_string_equal(backend.name, "mta9");
+	assert_int_equal(backend.max_sessions, 50);
+	assert_int_equal(backend.weight, 100);
+	assert_int_equal(backend.state, CONFIG_BACKEND_READY);
+	assert_false(config_backend_check(&backend, error, sizeof(error)));
+	assert_string_equal(error, "no address=: need numeric ADDRESS:PORT or "
+				   "[IPV6]:PORT (host names are for a later "
+				   "release)");
+	for (size_t i = 0; i < COUNT(set_cases); i++) {
+		const struct set_case *c = &set_cases[i];
+		size_t len = strlen(c->pair);
+
+		/* A private copy without NUL. */
+		char *pair = malloc(len > 0 ? len : 1);
+
+		assert_non_null(pair);
+		memcpy(pair, c->pair, len);
+		memcpy(&before, &backend, sizeof(before));
+		print_message("  %s\n", c->error == NULL ? c->pair : c->error);
+		bool taken = config_backend_set(&backend, pair, len, error,
+						sizeof(error));
+
+		free(pair);
+		assert_int_equal(taken, c->error == NULL);
+		if (taken)
+			continue;
+		assert_string_equal(error, c->error);
+		assert_memory_equal(&backend, &before, sizeof(before));
+	}
+	assert_int_equal(backend.max_sessions, 21);
+	assert_false(backend.source_set);
+	assert_int_equal(backend.state, CONFIG_BACKEND_MAINT);
+	assert_int_equal(backend.busy_rule_count, 1);
+	assert_true(config_backend_set(&backend, "address=[::1]:25", 16, error,
+				       sizeof(error)));
+	assert_true(config_backend_check(&backend, error, sizeof(error)));
+}
+
+static void a_backend_has_at_most_16_rules(void **state)
+{
+	(void)state;
+	static const char rule[] = "busy_rule=any 450 => busy";
+	static struct config_backend backend;
+	char error[CONFIG_ERROR_MAX];
+
+	assert_true(
+		config_backend_init(&backend, "b", 1, error, sizeof(error)));
+	for (unsigned i = 0; i < CONFIG_BUSY_RULES_MAX; i++)
+		assert_true(config_backend_set(&backend, rule, strlen(rule),
+					       error, sizeof(error)));
+	assert_false(config_backend_set(&backend, rule, strlen(rule), error,
+					sizeof(error)));
+	assert_string_equal(error, "busy_rule = \"any 450 => busy\": a backend "
+				   "has at most 16 rules");
+}
+
+static void a_backend_s_name_is_checked(void **state)
+{
+	(void)state;
+	static const char *const bad[] = { "", "a b", "a/b", "a=b", "\n" };
+	static struct config_backend backend;
+	char error[CONFIG_ERROR_MAX];
+
+	for (size_t i = 0; i < COUNT(bad); i++) {
+		assert_false(config_backend_init(&backend, bad[i],
+						 strlen(bad[i]), error,
+						 sizeof(error)));
+		assert_non_null(strstr(error, "need 1 to 63 of "));
+	}
+}
+
+/* --- durations --- */
+
+struct duration_case {
+	const char *text;
+	int64_t ms;       /* -1: refused */
+	const char *back; /* its shortest form */
+};
+
+static const struct duration_case durations[] = {
+	{ "0", 0, "0" },
+	{ "0m", 0, "0" },
+	{ "1ms", 1, "1ms" },
+	{ "1500ms", 1500, "1500ms" },
+	{ "90s", 90000, "90s" },
+	{ "60s", 60000, "1m" },
+	{ "120m", 7200000, "2h" },
+	{ "00010m", 600000, "10m" },
+	{ "2562047788015h", INT64_C(9223372036854000000), "2562047788015h" },
+	{ "2562047788016h", -1, NULL },
+	{ "5124095576031h", -1, NULL },
+	{ "99999999999999999999ms", -1, NULL },
+	{ "10", -1, NULL },
+	{ "", -1, NULL },
+	{ "m", -1, NULL },
+	{ "10 m", -1, NULL },
+	{ " 10m", -1, NULL },
+	{ "-10m", -1, NULL },
+	{ "10mm", -1, NULL },
+	{ "1h30m", -1, NULL },
+};
+
+static void durations_are_read_and_written(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < COUNT(durations); i++) {
+		const struct duration_case *c = &durations[i];
+		char back[CONFIG_DURATION_TEXT_MAX];
+		int64_t ms = -2;
+
+		print_message("  \"%s\"\n", c->text);
+		assert_int_equal(
+			config_duration_parse(c->text, strlen(c->text), &ms),
+			c->ms >= 0);
+		assert_int_equal(ms, c->ms >= 0 ? c->ms : -2);
+		if (c->ms < 0)
+			continue;
+		size_t len = config_duration_format(ms, back, sizeof(back));
+
+		assert_string_equal(back, c->back);
+		assert_int_equal(len, strlen(c->back));
+	}
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(bad_files_are_refused_with_every_mistake),
+		cmocka_unit_test(bad_sections_are_refused),
+		cmocka_unit_test(bad_keys_are_refused),
+		cmocka_unit_test(each_value_is_taken_or_refused),
+		cmocka_unit_test(
+			each_value_of_a_named_section_is_taken_or_refused),
+		cmocka_unit_test(values_land_in_their_fields),
+		cmocka_unit_test(without_a_name_the_system_s_is_taken),
+		cmocka_unit_test(
+			a_line_of_197_octets_is_taken_and_one_of_198_named),
+		cmocka_unit_test(a_nul_in_a_line_is_named),
+		cmocka_unit_test(more_errors_than_are_kept_are_counted),
+		cmocka_unit_test(every_prefix_of_the_example_is_judged),
+		cmocka_unit_test(networks_are_read_from_files),
+		cmocka_unit_test(a_file_is_loaded_by_its_path),
+		cmocka_unit_test(the_example_holds_exactly_the_defaults),
+		cmocka_unit_test(the_example_has_each_key_with_its_default),
+		cmocka_unit_test(the_manual_has_each_key_with_its_default),
+		cmocka_unit_test(the_manual_has_each_class_of_a_busy_rule),
+		cmocka_unit_test(each_key_says_what_it_is_and_what_it_takes),
+		cmocka_unit_test(a_backend_is_made_by_pairs),
+		cmocka_unit_test(a_backend_has_at_most_16_rules),
+		cmocka_unit_test(a_backend_s_name_is_checked),
+		cmocka_unit_test(durations_are_read_and_written),
+	};
+
+	return cmocka_run_group_tests_name("config", tests, setup, teardown);
+}
