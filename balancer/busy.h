@@ -156,7 +156,10 @@ struct busy_rule {
 bool busy_rule_parse(const char *text, struct busy_rule *rule,
 		     char error[static BUSY_RULE_ERROR_MAX]);
 
-/* What is known of one reply.  Points to others' octets; owns nothing. */
+/*
+ * What is known of one reply.  Points to others' octets; owns nothing.  Of
+ * the text our own rules read no more than SMTP_REPLY_TEXT_MAX octets.
+ */
 struct busy_reply {
 	enum busy_stage stage; /* not BUSY_STAGE_TCP */
 	enum busy_ident ident;
