@@ -63,7 +63,7 @@ PURE := $(addprefix proxy/,smtp.c session.c session_command.c upstream.c \
         $(addprefix balancer/,backend.c balancer.c busy.c) \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
-CORE := $(PURE) $(wildcard proxy/worker*.c) proxy/config.c
+CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c)
 RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c)
 WEIR := $(CORE) $(RING) proxy/logger.c proxy/main.c
 
@@ -95,7 +95,7 @@ NEEDS_smtp      := proxy/smtp.c
 NEEDS_busy      := balancer/busy.c proxy/smtp.c
 NEEDS_admission := proxy/admission.c proxy/cidr.c
 NEEDS_cidr      := proxy/cidr.c
-NEEDS_config    := proxy/config.c proxy/cidr.c proxy/smtp.c balancer/busy.c
+NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c

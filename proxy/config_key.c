@@ -1,0 +1,511 @@
+#include "proxy/config_own.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <sys/un.h>
+
+enum {
+	HEALTH_COUNT_MAX = 64, /* the bits of a health history */
+	POOL_MIN = 16,         /* of io.h */
+	POOL_MAX = 32768,      /* entries of one ring of provided buffers */
+	RECIPIENTS_MIN = 100,  /* RFC 5321, section 4.5.3.1.8 */
+	SECOND = 1000,
+	MINUTE = 60 * SECOND,
+	FIVE_MINUTES = 5 * MINUTE,
+	TEN_MINUTES = 10 * MINUTE,
+	HOUR = 60 * MINUTE,
+	DAY = 24 * HOUR,
+};
+
+#define SIZE_LIMIT ((uint64_t)1 << 40)
+
+static const char *const words_switch[] = { "off", "on", NULL };
+static const char *const words_format[] = {
+	[CONFIG_LOG_KV] = "kv",
+	[CONFIG_LOG_JSON] = "json",
+	NULL,
+};
+/* The places are syslog's numbers. */
+static const char *const words_level[] = {
+	"emerg",  "alert", "crit",  "err", "warning",
+	"notice", "info",  "debug", NULL,
+};
+static const char *const words_early[] = {
+	[CONFIG_EARLY_REJECT] = "reject",
+	[CONFIG_EARLY_LOG] = "log",
+	[CONFIG_EARLY_OFF] = "off",
+	NULL,
+};
+static const char *const words_state[] = {
+	[CONFIG_BACKEND_READY] = "ready",
+	[CONFIG_BACKEND_DRAIN] = "drain",
+	[CONFIG_BACKEND_MAINT] = "maint",
+	NULL,
+};
+
+#define IN(type, field)                                                        \
+	.offset = offsetof(struct type, field),                                \
+	.width = sizeof(((struct type *)NULL)->field)
+
+#define KIND(word)     .kind = CONFIG_KIND_##word
+#define WEIR(key)      .section = CONFIG_SECTION_WEIR, .name = #key
+#define LISTENER(key)  .section = CONFIG_SECTION_LISTENER, .name = #key
+#define ADMISSION(key) .section = CONFIG_SECTION_ADMISSION, .name = #key
+#define TIMEOUTS(key)                                                          \
+	.section = CONFIG_SECTION_TIMEOUTS, .name = #key, KIND(DURATION),      \
+	IN(config_timeouts, key##_ms)
+#define FARM(key)    .section = CONFIG_SECTION_FARM, .name = #key
+#define HEALTH(key)  .section = CONFIG_SECTION_HEALTH, .name = #key
+#define BACKEND(key) .section = CONFIG_SECTION_BACKEND, .name = #key
+
+/*
+ * Every key there is, in the order of the manual page.  The parser, the
+ * defaults and the messages are this table; a test compares it with
+ * etc/weir.ini and weir.ini.5.
+ */
+/* clang-format off */
+const struct config_key config_keys[] = {
+	{ WEIR(hostname), .standard = "", KIND(HOST),
+	  IN(config_weir, hostname),
+	  .help = "name in greetings and replies; empty: the system's" },
+	{ WEIR(workers), .standard = "0", KIND(COUNT),
+	  IN(config_weir, workers), .min = 0, .max = CONFIG_WORKERS_MAX,
+	  .help = "threads; 0: one per core" },
+	{ WEIR(user), .standard = "", KIND(USER),
+	  IN(config_weir, user), .max = 32,
+	  .help = "user to become after the ports are open; empty: no change" },
+	{ WEIR(group), .standard = "", KIND(USER),
+	  IN(config_weir, group), .max = 32,
+	  .help = "group to become; empty: the user's" },
+	{ WEIR(control_socket), .standard = "/run/weir/control.sock",
+	  KIND(PATH), IN(config_weir, control_socket),
+	  .max = sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1,
+	  .help = "UNIX socket for weirctl" },
+	{ WEIR(control_mode), .standard = "0660", KIND(MODE),
+	  IN(config_weir, control_mode), .max = 0777,
+	  .help = "permissions of that socket" },
+	{ WEIR(log), .standard = "stderr", KIND(LOG),
+	  IN(config_weir, log),
+	  .help = "where the log goes" },
+	{ WEIR(log_format), .standard = "kv", KIND(WORD),
+	  IN(config_weir, log_format), .words = words_format,
+	  .help = "key=value pairs or JSON" },
+	{ WEIR(log_level), .standard = "info", KIND(WORD),
+	  IN(config_weir, log_level), .words = words_level,
+	  .help = "least urgent level that is logged" },
+	{ WEIR(small_buffers), .standard = "1024", KIND(COUNT),
+	  IN(config_weir, small_buffers), .min = POOL_MIN, .max = POOL_MAX,
+	  .help = "buffers for commands and replies, of each worker" },
+	{ WEIR(big_buffers), .standard = "256", KIND(COUNT),
+	  IN(config_weir, big_buffers), .min = POOL_MIN, .max = POOL_MAX,
+	  .help = "buffers for bodies, of each worker" },
+
+	{ LISTENER(listen), .standard = "0.0.0.0:25", KIND(LISTEN),
+	  IN(config_listener, listen), .repeatable = true,
+	  .help = "addresses and ports to accept clients on" },
+	{ LISTENER(banner), .standard = "ESMTP", KIND(TEXT),
+	  IN(config_listener, banner), .max = 128,
+	  .help = "what the greeting says after the host name" },
+	{ LISTENER(greeting_delay), .standard = "0", KIND(DURATION),
+	  IN(config_listener, greeting_delay_ms), .max = MINUTE,
+	  .help = "wait before the greeting" },
+	{ LISTENER(early_talkers), .standard = "reject", KIND(WORD),
+	  IN(config_listener, early_talkers), .words = words_early,
+	  .help = "what becomes of clients that talk before the greeting" },
+	{ LISTENER(size), .standard = "0", KIND(SIZE),
+	  IN(config_listener, size), .max = SIZE_LIMIT,
+	  .help = "largest message; 0: the smallest limit of the backends" },
+
+	{ ADMISSION(max_sessions), .standard = "5000", KIND(COUNT),
+	  IN(config_admission, limits.max_sessions),
+	  .min = 1, .max = ADMISSION_SESSIONS_MAX,
+	  .help = "client sessions in all" },
+	{ ADMISSION(max_per_source), .standard = "20", KIND(COUNT),
+	  IN(config_admission, limits.max_per_source),
+	  .max = ADMISSION_SESSIONS_MAX,
+	  .help = "sessions of one source; 0: no limit" },
+	{ ADMISSION(max_per_aggregate), .standard = "0", KIND(COUNT),
+	  IN(config_admission, limits.max_per_aggregate),
+	  .max = ADMISSION_SESSIONS_MAX,
+	  .help = "sessions of the network around a source; 0: no limit" },
+	{ ADMISSION(max_percent_per_source), .standard = "0%",
+	  KIND(PERCENT),
+	  IN(config_admission, limits.max_percent_per_source), .max = 100,
+	  .help = "share of the free sessions one source may hold; 0%: off" },
+	{ ADMISSION(percent_floor), .standard = "5", KIND(COUNT),
+	  IN(config_admission, limits.percent_floor),
+	  .min = 1, .max = ADMISSION_SESSIONS_MAX,
+	  .help = "sessions that share never goes below" },
+	{ ADMISSION(session_rate), .standard = "off", KIND(RATE),
+	  IN(config_admission, limits.rates[ADMISSION_RATE_SESSION]),
+	  .help = "new sessions of one source" },
+	{ ADMISSION(message_rate), .standard = "off", KIND(RATE),
+	  IN(config_admission, limits.rates[ADMISSION_RATE_MESSAGE]),
+	  .help = "messages of one source" },
+	{ ADMISSION(recipient_rate), .standard = "off", KIND(RATE),
+	  IN(config_admission, limits.rates[ADMISSION_RATE_RECIPIENT]),
+	  .help = "recipients of one source" },
+	{ ADMISSION(ipv4_source_prefix), .standard = "32", KIND(COUNT),
+	  IN(config_admission, limits.source_v4_bits), .max = 32,
+	  .help = "bits of an IPv4 address that make a source" },
+	{ ADMISSION(ipv4_aggregate_prefix), .standard = "24",
+	  KIND(COUNT),
+	  IN(config_admission, limits.aggregate_v4_bits), .max = 32,
+	  .help = "bits of an IPv4 address that make an aggregate" },
+	{ ADMISSION(ipv6_source_prefix), .standard = "64", KIND(COUNT),
+	  IN(config_admission, limits.source_v6_bits), .max = 128,
+	  .help = "bits of an IPv6 address that make a source" },
+	{ ADMISSION(ipv6_aggregate_prefix), .standard = "48",
+	  KIND(COUNT),
+	  IN(config_admission, limits.aggregate_v6_bits), .max = 128,
+	  .help = "bits of an IPv6 address that make an aggregate" },
+	{ ADMISSION(table_size), .standard = "65536", KIND(COUNT),
+	  IN(config_admission, limits.table_size),
+	  .min = ADMISSION_TABLE_MIN, .max = ADMISSION_TABLE_MAX,
+	  .help = "sources and aggregates remembered" },
+	{ ADMISSION(allow), .standard = "", KIND(NETS),
+	  IN(config_admission, allow), .repeatable = true,
+	  .help = "networks held to max_sessions only" },
+	{ ADMISSION(deny), .standard = "", KIND(NETS),
+	  IN(config_admission, deny), .repeatable = true,
+	  .help = "networks that are refused" },
+	{ ADMISSION(allow_file), .standard = "", KIND(NETS_FILE),
+	  IN(config_admission, allow), .repeatable = true,
+	  .help = "files of more networks for allow" },
+	{ ADMISSION(deny_file), .standard = "", KIND(NETS_FILE),
+	  IN(config_admission, deny), .repeatable = true,
+	  .help = "files of more networks for deny" },
+	{ ADMISSION(max_errors), .standard = "20", KIND(COUNT),
+	  IN(config_admission, max_errors), .min = 1, .max = 10000,
+	  .help = "mistakes of one session" },
+	{ ADMISSION(max_messages), .standard = "0", KIND(COUNT),
+	  IN(config_admission, max_messages), .max = 1000000,
+	  .help = "messages of one session; 0: no limit" },
+	{ ADMISSION(max_recipients), .standard = "1000", KIND(COUNT),
+	  IN(config_admission, max_recipients),
+	  .min = RECIPIENTS_MIN, .max = 1000000,
+	  .help = "recipients of one message" },
+	{ ADMISSION(tarpit), .standard = "0", KIND(DURATION),
+	  IN(config_admission, tarpit_ms), .max = MINUTE,
+	  .help = "wait after an error reply of weir's own" },
+	{ ADMISSION(stress_high), .standard = "90%", KIND(PERCENT),
+	  IN(config_admission, limits.stress_high_percent), .max = 100,
+	  .help = "share of max_sessions that begins stress; 0%: never" },
+	{ ADMISSION(stress_low), .standard = "75%", KIND(PERCENT),
+	  IN(config_admission, limits.stress_low_percent), .max = 100,
+	  .help = "share of max_sessions that ends it" },
+
+	{ TIMEOUTS(command), .standard = "5m", .min = 100, .max = DAY,
+	  .help = "client: next command" },
+	{ TIMEOUTS(data), .standard = "3m", .min = 100, .max = DAY,
+	  .help = "client: next part of a body" },
+	{ TIMEOUTS(send), .standard = "5m", .min = 100, .max = DAY,
+	  .help = "client: reads what it is sent" },
+	{ TIMEOUTS(session), .standard = "0", .max = DAY,
+	  .help = "client: the whole session; 0: no limit" },
+	{ TIMEOUTS(stress_command), .standard = "10s",
+	  .min = 100, .max = DAY,
+	  .help = "client: next command, under stress" },
+	{ TIMEOUTS(backend_connect), .standard = "5s",
+	  .min = 100, .max = DAY,
+	  .help = "backend: takes the connection" },
+	{ TIMEOUTS(backend_greeting), .standard = "30s",
+	  .min = 100, .max = DAY,
+	  .help = "backend: greeting" },
+	{ TIMEOUTS(backend_helo), .standard = "30s",
+	  .min = 100, .max = DAY,
+	  .help = "backend: reply to EHLO or HELO" },
+	{ TIMEOUTS(backend_mail), .standard = "5m",
+	  .min = 100, .max = DAY,
+	  .help = "backend: reply to MAIL" },
+	{ TIMEOUTS(backend_rcpt), .standard = "5m",
+	  .min = 100, .max = DAY,
+	  .help = "backend: reply to RCPT" },
+	{ TIMEOUTS(backend_data), .standard = "2m",
+	  .min = 100, .max = DAY,
+	  .help = "backend: reply to DATA" },
+	{ TIMEOUTS(backend_send), .standard = "3m",
+	  .min = 100, .max = DAY,
+	  .help = "backend: reads what it is sent" },
+	{ TIMEOUTS(backend_final), .standard = "10m",
+	  .min = 100, .max = DAY,
+	  .help = "backend: reply to the end of a body" },
+	{ TIMEOUTS(backend_quit), .standard = "2s", .max = FIVE_MINUTES,
+	  .help = "backend: reply to QUIT" },
+	{ TIMEOUTS(drain), .standard = "10m", .max = DAY,
+	  .help = "open sessions when weir is to end" },
+
+	{ FARM(tries), .standard = "3", KIND(COUNT),
+	  IN(config_farm, tries), .min = 1, .max = 10,
+	  .help = "backends tried for one MAIL" },
+	{ FARM(budget), .standard = "20s", KIND(DURATION),
+	  IN(config_farm, budget_ms), .min = 100, .max = TEN_MINUTES,
+	  .help = "time for all of them together" },
+	{ FARM(linger), .standard = "1s", KIND(DURATION),
+	  IN(config_farm, linger_ms), .max = FIVE_MINUTES,
+	  .help = "a session keeps its backend after a message; 0: not" },
+	{ FARM(unavailable_after), .standard = "5s", KIND(DURATION),
+	  IN(config_farm, unavailable_after_ms), .max = HOUR,
+	  .help = "no backend for so long: clients are refused at once" },
+
+	{ HEALTH(probe), .standard = "on", KIND(WORD),
+	  IN(config_health, probe), .words = words_switch,
+	  .help = "active probes" },
+	{ HEALTH(interval), .standard = "10s", KIND(DURATION),
+	  IN(config_health, interval_ms), .min = 100, .max = HOUR,
+	  .help = "between probes of a backend that is up" },
+	{ HEALTH(down_interval), .standard = "5s", KIND(DURATION),
+	  IN(config_health, down_interval_ms), .min = 100, .max = HOUR,
+	  .help = "between probes of a backend that is down" },
+	{ HEALTH(timeout), .standard = "30s", KIND(DURATION),
+	  IN(config_health, timeout_ms), .min = 100, .max = TEN_MINUTES,
+	  .help = "a whole probe" },
+	{ HEALTH(rise), .standard = "2", KIND(COUNT),
+	  IN(config_health, rise), .min = 1, .max = HEALTH_COUNT_MAX,
+	  .help = "good probes in a row that bring a backend up" },
+	{ HEALTH(fall), .standard = "3", KIND(COUNT),
+	  IN(config_health, fall), .min = 1, .max = HEALTH_COUNT_MAX,
+	  .help = "bad probes in a row that take it down" },
+	{ HEALTH(mail), .standard = "off", KIND(WORD),
+	  IN(config_health, mail), .words = words_switch,
+	  .help = "a probe also says MAIL and RSET" },
+	{ HEALTH(helo), .standard = "", KIND(HOST),
+	  IN(config_health, helo),
+	  .help = "name in a probe's EHLO; empty: hostname" },
+	{ HEALTH(passive_fall), .standard = "3", KIND(COUNT),
+	  IN(config_health, passive_fall), .min = 1, .max = 1000,
+	  .help = "hard failures of live traffic in a row that eject" },
+	{ HEALTH(eject), .standard = "5s", KIND(DURATION),
+	  IN(config_health, eject_ms), .min = 100, .max = HOUR,
+	  .help = "first ejection; each further one is twice as long" },
+	{ HEALTH(eject_max), .standard = "5m", KIND(DURATION),
+	  IN(config_health, eject_max_ms), .min = 100, .max = DAY,
+	  .help = "longest ejection" },
+	{ HEALTH(max_ejected), .standard = "50%", KIND(PERCENT),
+	  IN(config_health, max_ejected_percent), .max = 100,
+	  .help = "share of the farm that may be ejected at once" },
+	{ HEALTH(busy_hold), .standard = "1s", KIND(DURATION),
+	  IN(config_health, busy_hold_ms), .max = HOUR,
+	  .help = "first pause after a busy reply" },
+
+	{ BACKEND(address), .standard = "", KIND(ENDPOINT),
+	  IN(config_backend, address), .required = true,
+	  .help = "where the server listens" },
+	{ BACKEND(max_sessions), .standard = "50", KIND(COUNT),
+	  IN(config_backend, max_sessions), .min = 1, .max = 65535,
+	  .help = "connections to it at once" },
+	{ BACKEND(weight), .standard = "100", KIND(COUNT),
+	  IN(config_backend, weight), .min = 1, .max = 1000,
+	  .help = "its share of the load, next to the others'" },
+	{ BACKEND(source), .standard = "", KIND(ADDRESS),
+	  IN(config_backend, source),
+	  .help = "address to connect from; empty: the system chooses" },
+	{ BACKEND(state), .standard = "ready", KIND(WORD),
+	  IN(config_backend, state), .words = words_state,
+	  .help = "state at start" },
+	{ BACKEND(busy_rule), .standard = "", KIND(BUSY_RULE),
+	  IN(config_backend, busy_rules), .repeatable = true,
+	  .help = "what a reply of this server means" },
+};
+/* clang-format on */
+
+enum { KEY_COUNT = sizeof(config_keys) / sizeof(config_keys[0]) };
+
+static_assert((int)KEY_COUNT <= (int)CONFIG_KEYS_MAX, "config_own.h has room");
+
+const struct config_section_info config_sections[CONFIG_SECTION_COUNT] = {
+	[CONFIG_SECTION_WEIR] = { "weir", offsetof(struct config, weir),
+				  false },
+	[CONFIG_SECTION_LISTENER] = { "listener",
+				      offsetof(struct config, listeners),
+				      true },
+	[CONFIG_SECTION_ADMISSION] = { "admission",
+				       offsetof(struct config, admission),
+				       false },
+	[CONFIG_SECTION_TIMEOUTS] = { "timeouts",
+				      offsetof(struct config, timeouts),
+				      false },
+	[CONFIG_SECTION_FARM] = { "farm", offsetof(struct config, farm),
+				  false },
+	[CONFIG_SECTION_HEALTH] = { "health", offsetof(struct config, health),
+				    false },
+	[CONFIG_SECTION_BACKEND] = { "backend",
+				     offsetof(struct config, backends), true },
+};
+
+bool config_is_list(const struct config_key *key)
+{
+	return key->kind == CONFIG_KIND_LISTEN ||
+	       key->kind == CONFIG_KIND_NETS ||
+	       key->kind == CONFIG_KIND_NETS_FILE;
+}
+
+/* "a, b or c" */
+static size_t describe_words(const char *const *words, char *buf, size_t cap)
+{
+	size_t len = 0;
+
+	for (size_t i = 0; words[i] != NULL; i++) {
+		const char *before = i == 0 ? "" : ", ";
+
+		if (i > 0 && words[i + 1] == NULL)
+			before = " or ";
+		len += config_print(buf + len, cap - len, "%s%s", before,
+				    words[i]);
+	}
+	return len;
+}
+
+static size_t describe_range(const struct config_key *key,
+			     const struct config_unit *units, const char *what,
+			     char *buf, size_t cap)
+{
+	char low[CONFIG_DURATION_TEXT_MAX], high[CONFIG_DURATION_TEXT_MAX];
+
+	(void)config_format_quantity(key->min, units, low, sizeof(low));
+	(void)config_format_quantity(key->max, units, high, sizeof(high));
+	return config_print(buf, cap, "%s from %s to %s", what, low, high);
+}
+
+size_t config_describe(const struct config_key *key, char *buf, size_t cap)
+{
+	switch (key->kind) {
+	case CONFIG_KIND_COUNT:
+		return config_print(buf, cap,
+				    "a whole number from %llu to %llu",
+				    (unsigned long long)key->min,
+				    (unsigned long long)key->max);
+	case CONFIG_KIND_DURATION:
+		return describe_range(key, config_time_units,
+				      "a duration in ms, s, m or h,", buf, cap);
+	case CONFIG_KIND_SIZE:
+		return describe_range(key, config_size_units,
+				      "a size in octets, K, M or G,", buf, cap);
+	case CONFIG_KIND_PERCENT:
+		return config_print(buf, cap,
+				    "a percentage from %llu%% to %llu%%",
+				    (unsigned long long)key->min,
+				    (unsigned long long)key->max);
+	case CONFIG_KIND_RATE:
+		return config_print(buf, cap,
+				    "off, or a rate per s, m or h like 30/m or "
+				    "30/m burst 10");
+	case CONFIG_KIND_MODE:
+		return config_print(buf, cap, "octal permissions like 0660");
+	case CONFIG_KIND_WORD:
+		return describe_words(key->words, buf, cap);
+	case CONFIG_KIND_HOST:
+		return config_print(buf, cap, "a host name or an [address]");
+	case CONFIG_KIND_PATH:
+		return config_print(buf, cap,
+				    "an absolute path of at most %llu octets",
+				    (unsigned long long)key->max);
+	case CONFIG_KIND_USER:
+		return config_print(buf, cap, "a name of at most %llu octets",
+				    (unsigned long long)key->max);
+	case CONFIG_KIND_TEXT:
+		return config_print(
+			buf, cap,
+			"at most %llu printable ASCII characters, no "
+			"quotes",
+			(unsigned long long)key->max);
+	case CONFIG_KIND_LOG:
+		return config_print(
+			buf, cap,
+			"stderr, journal, syslog or an absolute path");
+	case CONFIG_KIND_LISTEN:
+		return config_print(
+			buf, cap,
+			"numeric ADDRESS:PORT or [IPV6]:PORT, at most %d",
+			CONFIG_LISTEN_MAX);
+	case CONFIG_KIND_ENDPOINT:
+		return config_print(
+			buf, cap,
+			"numeric ADDRESS:PORT or [IPV6]:PORT (host names "
+			"are for a later release)");
+	case CONFIG_KIND_ADDRESS:
+		return config_print(buf, cap, "an IPv4 or IPv6 address");
+	case CONFIG_KIND_NETS:
+		return config_print(
+			buf, cap,
+			"networks like 10.0.0.0/8 and 2001:db8::/32, or "
+			"addresses");
+	case CONFIG_KIND_NETS_FILE:
+		return config_print(
+			buf, cap,
+			"absolute paths of files with one network a "
+			"line");
+	case CONFIG_KIND_BUSY_RULE:
+		return config_print(
+			buf, cap,
+			"STAGE [CODE] [X.Y.Z] [TEXT] => CLASS, like MAIL "
+			"452 4.3.1 => busy");
+	}
+	return 0;
+}
+
+size_t config_key_count(void)
+{
+	return KEY_COUNT;
+}
+
+struct config_key_info config_key_at(size_t at)
+{
+	assert(at < KEY_COUNT);
+	const struct config_key *key = &config_keys[at];
+
+	return (struct config_key_info){
+		.section = config_sections[key->section].name,
+		.name = key->name,
+		.standard = key->standard,
+		.help = key->help,
+		.required = key->required,
+		.repeatable = key->repeatable,
+	};
+}
+
+size_t config_key_allowed(size_t at, char *buf, size_t cap)
+{
+	assert(at < KEY_COUNT);
+	assert(cap > 0);
+	return config_describe(&config_keys[at], buf, cap);
+}
+
+const struct config_key *config_find_key(enum config_section section,
+					 struct config_span name)
+{
+	for (size_t i = 0; i < KEY_COUNT; i++) {
+		if (config_keys[i].section == section &&
+		    config_span_is(name, config_keys[i].name))
+			return &config_keys[i];
+	}
+	return NULL;
+}
+
+void config_describe_unknown_key(enum config_section section,
+				 struct config_span name, char *buf, size_t cap)
+{
+	char quoted[CONFIG_QUOTED_MAX];
+	const struct config_key *near = NULL;
+	size_t best = SIZE_MAX;
+	size_t len = config_print(buf, cap, "unknown key %s in [%s]: ",
+				  config_quote(quoted, name),
+				  config_sections[section].name);
+
+	for (size_t i = 0; i < KEY_COUNT; i++) {
+		if (config_span_is(name, config_keys[i].name)) {
+			config_print(
+				buf + len, cap - len, "it belongs in [%s]",
+				config_sections[config_keys[i].section].name);
+			return;
+		}
+		if (config_keys[i].section == section &&
+		    config_nearer(name, config_keys[i].name, &best))
+			near = &config_keys[i];
+	}
+	if (near != NULL)
+		config_print(buf + len, cap - len, "did you mean \"%s\"?",
+			     near->name);
+	else
+		config_print(buf + len, cap - len, "weir.ini(5) has them all");
+}
