@@ -1,0 +1,590 @@
+#include <errno.h>
+#include <grp.h>
+#include <pthread.h>
+#include <pwd.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "proxy/config.h"
+#include "proxy/io.h"
+#include "proxy/log.h"
+#include "proxy/worker.h"
+
+/*
+ * Arguments, privileges, signals, start and stop of the workers.
+ *
+ * The main thread has no ring: it waits for signals, and that is all.
+ */
+
+#ifndef WEIR_SYSCONFDIR
+#define WEIR_SYSCONFDIR "/etc"
+#endif
+
+enum {
+	FDS_RESERVED = 64, /* log, rings, event fds, control socket */
+	SEEN_WAIT_MS = 10,
+};
+
+enum thread_state { STARTING, READY, FAILED, RUNNING, ENDED };
+
+struct thread {
+	struct weir *weir;
+	unsigned index;
+	struct io_config io_config;
+	pthread_t id;
+	struct io *io;
+	struct worker *worker;
+	char error[WEIR_ERROR_SIZE];
+	pthread_mutex_t mutex;
+	pthread_cond_t changed;
+	enum thread_state state;
+};
+
+static pthread_t main_thread;
+
+static void usage(FILE *to)
+{
+	(void)fprintf(to,
+		      "usage: weir [-c FILE] [-t]\n"
+		      "  -c FILE  configuration (" WEIR_SYSCONFDIR
+		      "/weir/weir.ini)\n"
+		      "  -t       check it, and say all that is wrong with it\n"
+		      "  -V       print the version\n"
+		      "  -h       print this\n"
+		      "See weir(8), weir.ini(5) and weirctl(8).\n");
+}
+
+/* ---- configuration ---- */
+
+static struct config *load(const char *path)
+{
+	struct config_report *report = config_report_new();
+	struct config *config;
+
+	if (report == NULL) {
+		(void)fprintf(stderr, "weir: no memory\n");
+		return NULL;
+	}
+	config = config_load(path, report);
+	for (unsigned i = 0; i < report->count; i++)
+		(void)fprintf(stderr, "%s\n", report->errors[i].text);
+	if (report->omitted > 0)
+		(void)fprintf(stderr, "weir: and %u more errors\n",
+			      report->omitted);
+	config_report_free(&report);
+	return config;
+}
+
+static bool same_listeners(const struct config *a, const struct config *b)
+{
+	if (a->listener_count != b->listener_count)
+		return false;
+	for (unsigned i = 0; i < a->listener_count; i++) {
+		const struct config_listener *l = &a->listeners[i];
+		const struct config_listener *k = &b->listeners[i];
+
+		if (strcmp(l->name, k->name) != 0 ||
+		    l->listen_count != k->listen_count ||
+		    memcmp(l->listen, k->listen,
+			   l->listen_count * sizeof(l->listen[0])) != 0)
+			return false;
+	}
+	return true;
+}
+
+/* A line of main's own, in the form of the others. */
+static void say(struct logger *logger, const struct config *config, int level,
+		const char *event, const char *key, const char *value)
+{
+	struct log_line line;
+	struct timespec now;
+
+	(void)clock_gettime(CLOCK_REALTIME, &now);
+	log_begin(&line, config->weir.log_format == CONFIG_LOG_JSON, event,
+		  config->weir.log == LOGGER_JOURNAL ||
+				  config->weir.log == LOGGER_SYSLOG
+			  ? 0
+			  : now.tv_sec * 1000 + now.tv_nsec / 1000000);
+	log_word(&line, key, value);
+	log_end(&line);
+	(void)logger_write(logger, level, line.text, line.len);
+}
+
+static void reload(struct weir *weir, struct logger *logger, const char *path)
+{
+	const struct config *old = atomic_load(&weir->config);
+	struct config_report *report = config_report_new();
+	struct config *config;
+
+	atomic_store(&weir->reload_wanted, false);
+	if (report == NULL)
+		return;
+	config = config_load(path, report);
+	for (unsigned i = 0; i < report->count; i++)
+		say(logger, old, LOG_LEVEL_ERROR, "reload", "error",
+		    report->errors[i].text);
+	config_report_free(&report);
+	if (config != NULL && !same_listeners(old, config)) {
+		say(logger, old, LOG_LEVEL_ERROR, "reload", "error",
+		    "listeners cannot change while weir runs: restart it");
+		config_free(&config);
+	}
+	if (config == NULL) {
+		say(logger, old, LOG_LEVEL_ERROR, "reload", "result",
+		    "refused, the old configuration stays in force");
+		return;
+	}
+	worker_reload(weir->workers[0], config);
+	for (unsigned i = 0; i < weir->worker_count; i++) {
+		io_wake(worker_io(weir->workers[i]));
+		while (worker_config_seen(weir->workers[i]) != config) {
+			const struct timespec moment = {
+				.tv_nsec = SEEN_WAIT_MS * 1000000
+			};
+
+			(void)nanosleep(&moment, NULL);
+		}
+	}
+	say(logger, config, LOG_LEVEL_NOTICE, "reload", "result", "in force");
+
+	struct config *gone = (struct config *)(uintptr_t)old;
+
+	config_free(&gone);
+}
+
+/* ---- privileges ---- */
+
+static bool drop_privileges(const struct config_weir *weir)
+{
+	const struct passwd *user = NULL;
+	gid_t gid;
+
+	if (weir->user[0] == '\0' && weir->group[0] == '\0')
+		return true;
+	gid = getgid();
+	if (weir->user[0] != '\0') {
+		user = getpwnam(weir->user);
+		if (user == NULL) {
+			(void)fprintf(stderr,
+				      "weir: user = \"%s\": no such user\n",
+				      weir->user);
+			return false;
+		}
+		gid = user->pw_gid;
+	}
+	if (weir->group[0] != '\0') {
+		const struct group *group = getgrnam(weir->group);
+
+		if (group == NULL) {
+			(void)fprintf(stderr,
+				      "weir: group = \"%s\": no such group\n",
+				      weir->group);
+			return false;
+		}
+		gid = group->gr_gid;
+	}
+	if (setgroups(0, NULL) != 0 || setgid(gid) != 0 ||
+	    (user != NULL && setuid(user->pw_uid) != 0)) {
+		(void)fprintf(stderr, "weir: cannot become user \"%s\": %s\n",
+			      weir->user, strerror(errno));
+		return false;
+	}
+	return true;
+}
+
+/* The control socket is made by root, and belongs to who runs weir. */
+static void give_control_socket(const struct config_weir *weir)
+{
+	const struct passwd *user = weir->user[0] != '\0' ? getpwnam(weir->user)
+							  : NULL;
+	const struct group *group = weir->group[0] != '\0'
+					    ? getgrnam(weir->group)
+					    : NULL;
+
+	if (user == NULL && group == NULL)
+		return;
+	if (chown(weir->control_socket, user != NULL ? user->pw_uid : (uid_t)-1,
+		  group != NULL  ? group->gr_gid
+		  : user != NULL ? user->pw_gid
+				 : (gid_t)-1) != 0)
+		(void)fprintf(stderr, "weir: %s: chown: %s\n",
+			      weir->control_socket, strerror(errno));
+}
+
+/* ---- workers ---- */
+
+static void set_state(struct thread *t, enum thread_state state)
+{
+	(void)pthread_mutex_lock(&t->mutex);
+	t->state = state;
+	(void)pthread_cond_broadcast(&t->changed);
+	(void)pthread_mutex_unlock(&t->mutex);
+}
+
+static enum thread_state await_change(struct thread *t, enum thread_state from)
+{
+	enum thread_state state;
+
+	(void)pthread_mutex_lock(&t->mutex);
+	while (t->state == from)
+		(void)pthread_cond_wait(&t->changed, &t->mutex);
+	state = t->state;
+	(void)pthread_mutex_unlock(&t->mutex);
+	return state;
+}
+
+static void *run(void *arg)
+{
+	struct thread *t = arg;
+	struct weir *weir = t->weir;
+
+	t->io = io_open(&t->io_config, t->error);
+	if (t->io != NULL)
+		t->worker = worker_new(weir, t->index, t->io, t->error);
+	if (t->worker == NULL) {
+		io_free(&t->io);
+		set_state(t, FAILED);
+		return NULL;
+	}
+	weir->workers[t->index] = t->worker;
+	set_state(t, READY);
+	if (await_change(t, READY) == RUNNING) {
+		while (worker_turn(t->worker)) {
+			if (atomic_load_explicit(&weir->reload_wanted,
+						 memory_order_relaxed))
+				(void)pthread_kill(main_thread, SIGHUP);
+		}
+	}
+	set_state(t, ENDED);
+	(void)pthread_kill(main_thread, SIGUSR2);
+	return NULL;
+}
+
+static bool start(struct thread *t)
+{
+	int result;
+
+	(void)pthread_mutex_init(&t->mutex, NULL);
+	(void)pthread_cond_init(&t->changed, NULL);
+	t->state = STARTING;
+	result = pthread_create(&t->id, NULL, run, t);
+	if (result != 0) {
+		(void)fprintf(stderr, "weir: cannot start a thread: %s\n",
+			      strerror(result));
+		return false;
+	}
+	if (await_change(t, STARTING) == READY)
+		return true;
+	(void)pthread_join(t->id, NULL);
+	(void)fprintf(stderr, "weir: %s\n", t->error);
+	return false;
+}
+
+/* All have ended: their memory and rings go. */
+static void finish(struct thread *threads, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		(void)pthread_join(threads[i].id, NULL);
+		worker_free(&threads[i].worker);
+		io_free(&threads[i].io);
+	}
+}
+
+static bool all_ended(struct thread *threads, unsigned count)
+{
+	bool ended = true;
+
+	for (unsigned i = 0; i < count; i++) {
+		(void)pthread_mutex_lock(&threads[i].mutex);
+		if (threads[i].state != ENDED)
+			ended = false;
+		(void)pthread_mutex_unlock(&threads[i].mutex);
+	}
+	return ended;
+}
+
+static void wake_all(struct weir *weir)
+{
+	for (unsigned i = 0; i < weir->worker_count; i++)
+		io_wake(worker_io(weir->workers[i]));
+}
+
+/* ---- what workers share ---- */
+
+static unsigned cores(void)
+{
+	cpu_set_t set;
+
+	if (sched_getaffinity(0, sizeof(set), &set) != 0)
+		return 1;
+
+	int count = CPU_COUNT(&set);
+
+	return count > WEIR_WORKERS_MAX ? WEIR_WORKERS_MAX : (unsigned)count;
+}
+
+/* Descriptors that we may have, after asking for all that we can get. */
+static unsigned descriptors(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+		return 1024;
+	limit.rlim_cur = limit.rlim_max;
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
+	if (limit.rlim_cur > 1000000)
+		return 1000000;
+	return (unsigned)limit.rlim_cur;
+}
+
+static void check_descriptors(const struct config *config, unsigned fds)
+{
+	uint64_t want = config->admission.limits.max_sessions + FDS_RESERVED;
+
+	for (unsigned i = 0; i < config->backend_count; i++)
+		want += config->backends[i].max_sessions;
+	if (want > fds)
+		(void)fprintf(stderr,
+			      "weir: max_sessions of [admission] and all "
+			      "backends need %llu descriptors, there are %u: "
+			      "raise LimitNOFILE= or ulimit -n\n",
+			      (unsigned long long)want, fds);
+}
+
+static void size_pools(struct weir *weir, const struct config *config,
+		       unsigned fds)
+{
+	uint64_t sessions = config->admission.limits.max_sessions;
+
+	/* As many again for those who are being refused. */
+	sessions = sessions * 2 + 1024;
+	weir->sessions_max = sessions < fds ? (unsigned)sessions : fds;
+	weir->servers_max = fds;
+}
+
+static bool make_farm(struct weir *weir, const struct config *config)
+{
+	const struct config_health *h = &config->health;
+	struct health_policy policy = health_policy_default();
+	struct timespec now;
+
+	weir->farm = calloc(1, sizeof(*weir->farm));
+	if (weir->farm == NULL)
+		return false;
+	policy.probe = h->probe;
+	policy.interval_ms = h->interval_ms;
+	policy.down_interval_ms = h->down_interval_ms;
+	policy.rise = h->rise;
+	policy.fall = h->fall;
+	policy.passive_fall = h->passive_fall;
+	policy.eject_ms = h->eject_ms;
+	policy.eject_max_ms = h->eject_max_ms;
+	policy.max_ejected_percent = h->max_ejected_percent;
+	policy.busy_hold_ms = h->busy_hold_ms;
+	if (policy.busy_hold_max_ms < policy.busy_hold_ms)
+		policy.busy_hold_max_ms = policy.busy_hold_ms;
+	farm_init(weir->farm, &policy);
+	(void)clock_gettime(CLOCK_MONOTONIC, &now);
+	for (unsigned i = 0; i < config->backend_count; i++) {
+		if (weir_add_backend(weir->farm, &config->backends[i],
+				     now.tv_sec * 1000 +
+					     now.tv_nsec / 1000000) != FARM_OK)
+			return false;
+	}
+	return true;
+}
+
+static bool make_admission(struct weir *weir, const struct config *config)
+{
+	const struct admission_config *limits = &config->admission.limits;
+	size_t size = admission_size(limits);
+	uint8_t key[ADMISSION_KEY_LEN];
+	void *mem;
+
+	size = (size + ADMISSION_ALIGN - 1) / ADMISSION_ALIGN * ADMISSION_ALIGN;
+	mem = aligned_alloc(ADMISSION_ALIGN, size);
+	if (mem == NULL ||
+	    getrandom(key, sizeof(key), 0) != (ssize_t)sizeof(key))
+		return false;
+	weir->admission = admission_init(mem, limits, key);
+	return true;
+}
+
+static void unmake(struct weir *weir)
+{
+	struct config *config = (struct config *)(uintptr_t)atomic_load(
+		&weir->config);
+
+	if (weir->farm != NULL)
+		farm_fini(weir->farm);
+	free(weir->farm);
+	if (weir->admission != NULL)
+		admission_fini(weir->admission);
+	free(weir->admission);
+	config_free(&config);
+}
+
+/* ---- signals ---- */
+
+static void serve(struct weir *weir, struct thread *threads,
+		  struct logger *logger, const char *path,
+		  const sigset_t *signals)
+{
+	while (!all_ended(threads, weir->worker_count)) {
+		int sig = sigwaitinfo(signals, NULL);
+
+		switch (sig) {
+		case SIGHUP:
+			if (!atomic_load(&weir->draining))
+				reload(weir, logger, path);
+			break;
+		case SIGUSR1:
+			logger_reopen(logger);
+			break;
+		case SIGTERM:
+		case SIGINT:
+			if (atomic_load(&weir->draining))
+				atomic_store(&weir->stopping, true);
+			atomic_store(&weir->draining, true);
+			wake_all(weir);
+			break;
+		default: /* SIGUSR2: a worker has ended */
+			break;
+		}
+	}
+}
+
+static void block_signals(sigset_t *signals)
+{
+	(void)sigemptyset(signals);
+	(void)sigaddset(signals, SIGHUP);
+	(void)sigaddset(signals, SIGTERM);
+	(void)sigaddset(signals, SIGINT);
+	(void)sigaddset(signals, SIGUSR1);
+	(void)sigaddset(signals, SIGUSR2);
+	(void)pthread_sigmask(SIG_BLOCK, signals, NULL);
+	(void)signal(SIGPIPE, SIG_IGN);
+}
+
+static int run_all(struct weir *weir, const char *path, struct logger *logger,
+		   unsigned fds)
+{
+	static struct thread threads[WEIR_WORKERS_MAX];
+	const struct config *config = atomic_load(&weir->config);
+	sigset_t signals;
+	unsigned started = 0;
+	bool good = true;
+
+	block_signals(&signals);
+	main_thread = pthread_self();
+	while (good && started < weir->worker_count) {
+		struct thread *t = &threads[started];
+
+		t->weir = weir;
+		t->index = started;
+		t->io_config = (struct io_config){
+			.sockets_max = fds,
+			.buffers = { [IO_SMALL] = config->weir.small_buffers,
+				     [IO_BIG] = config->weir.big_buffers,
+				     [IO_RESERVE] = 256 },
+			.worker = started,
+			.logger = logger,
+		};
+		good = start(t);
+		if (good)
+			started++;
+	}
+	if (good) {
+		give_control_socket(&config->weir);
+		good = drop_privileges(&config->weir);
+	}
+	for (unsigned i = 0; i < started; i++)
+		set_state(&threads[i], good ? RUNNING : ENDED);
+	if (good) {
+		say(logger, config, LOG_LEVEL_NOTICE, "start", "version",
+		    WEIR_VERSION);
+		serve(weir, threads, logger, path, &signals);
+		say(logger, atomic_load(&weir->config), LOG_LEVEL_NOTICE,
+		    "stop", "version", WEIR_VERSION);
+	}
+	finish(threads, started);
+	return good ? 0 : 1;
+}
+
+int main(int argc, char **argv)
+{
+	static struct weir weir;
+	const char *path = WEIR_SYSCONFDIR "/weir/weir.ini";
+	char error[WEIR_ERROR_SIZE];
+	struct config *config;
+	struct logger *logger;
+	bool check = false;
+	unsigned fds;
+	int option;
+	int result;
+
+	while ((option = getopt(argc, argv, "c:tVh")) != -1) {
+		switch (option) {
+		case 'c':
+			path = optarg;
+			break;
+		case 't':
+			check = true;
+			break;
+		case 'V':
+			(void)printf("weir %s\n", WEIR_VERSION);
+			return 0;
+		case 'h':
+			usage(stdout);
+			return 0;
+		default:
+			usage(stderr);
+			return 1;
+		}
+	}
+	if (optind < argc) {
+		usage(stderr);
+		return 1;
+	}
+	config = load(path);
+	if (config == NULL)
+		return 1;
+	if (check) {
+		(void)printf("%s: good: %u listeners, %u backends\n", path,
+			     config->listener_count, config->backend_count);
+		config_free(&config);
+		return 0;
+	}
+	fds = descriptors();
+	check_descriptors(config, fds);
+	size_pools(&weir, config, fds);
+	atomic_store(&weir.config, config);
+	weir.worker_count = config->weir.workers > 0 ? config->weir.workers
+						     : cores();
+	weir.started_wall_ms = (int64_t)time(NULL) * 1000;
+	if (!make_farm(&weir, config) || !make_admission(&weir, config)) {
+		(void)fprintf(stderr, "weir: no memory for the farm\n");
+		unmake(&weir);
+		return 1;
+	}
+	logger = logger_open(
+		config->weir.log,
+		config->weir.log == LOGGER_FILE ? config->weir.log_path : NULL,
+		error, sizeof(error));
+	if (logger == NULL) {
+		(void)fprintf(stderr, "weir: %s\n", error);
+		unmake(&weir);
+		return 1;
+	}
+	result = run_all(&weir, path, logger, fds);
+	logger_free(&logger);
+	unmake(&weir);
+	return result;
+}

@@ -1,0 +1,244 @@
+#ifndef PROXY_SESSION_H
+#define PROXY_SESSION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "balancer/busy.h"
+#include "proxy/admission.h"
+#include "proxy/smtp.h"
+#include "proxy/stats.h"
+
+/*
+ * One client's session as a step function: an event in, a plan out.
+ *
+ *	GREETING -> COMMAND <-> BINDING -> MAIL -> COMMAND (transaction open)
+ *	COMMAND -> DATA -> BODY -> FINAL -> COMMAND
+ *	COMMAND -> CHUNK (BDAT) -> COMMAND or FINAL
+ *	any -> CLOSED
+ *
+ * The session speaks SMTP with the client by itself until MAIL; then it asks
+ * for a backend (BIND) and relays.  Two rules keep replies in order
+ * (RFC 2920, section 3.2) without any queue of them:
+ *
+ *  - a command that weir answers itself waits until every reply due from the
+ *    backend has been relayed: it is simply not consumed before;
+ *  - MAIL waits for its reply, since until that is relayed another backend
+ *    may take its place; RCPT, DATA and BDAT are pipelined behind it.
+ *
+ * Promise 1 is one line here: the only 2xx to the end of data are those of
+ * SESSION_DO_RELAY with stage EOD.
+ *
+ * Pure: no I/O, no clock, no allocation.
+ */
+
+struct config;
+struct config_listener;
+
+enum {
+	SESSION_LINE_MAX = SMTP_AUTH_LINE_MAX,
+	SESSION_MAIL_MAX = SMTP_PATH_LINE_MAX,
+	SESSION_NOTE_MAX = 512, /* a reply kept for after the body */
+	SESSION_ACTS_MAX = 8,   /* the longest plan any step can make */
+	SESSION_TRIED_MAX = 10, /* [farm] tries, at most */
+};
+
+enum session_state {
+	SESSION_GREETING, /* not greeted yet */
+	SESSION_COMMAND,  /* reading commands; replies may be due */
+	SESSION_BINDING,  /* MAIL waits for a backend */
+	SESSION_MAIL,     /* MAIL was sent to one */
+	SESSION_DATA,     /* DATA was sent: 354 or a refusal comes next */
+	SESSION_BODY,     /* after 354 */
+	SESSION_CHUNK,    /* the octets of a BDAT */
+	SESSION_FINAL,    /* the end of data was sent */
+	SESSION_CLOSED,
+	SESSION_STATES,
+};
+
+enum session_transaction {
+	SESSION_NO_MAIL,
+	SESSION_MAIL_OPEN,   /* a backend said 2xx to MAIL */
+	SESSION_MAIL_BROKEN, /* and then was lost: 451 until RSET or MAIL */
+};
+
+enum session_in {
+	SESSION_IN_ADMITTED,
+	SESSION_IN_REFUSED, /* .verdict, or STATS_CLOSE_UNAVAILABLE etc. */
+	SESSION_IN_OCTETS,  /* .data, .len; may be none: see session_wants() */
+	SESSION_IN_EOF,     /* no octets will follow what was consumed */
+	SESSION_IN_GONE,    /* the client's connection broke */
+	SESSION_IN_TIMEOUT, /* session.deadline_ms has come */
+	SESSION_IN_BOUND,   /* a backend is ready; .ext, .reused */
+	SESSION_IN_UNBOUND, /* it could not be had: .class, .more, .stage */
+	SESSION_IN_REPLY,   /* of the backend: .stage .code .class .reply */
+	SESSION_IN_EARLY,   /* one that nothing had asked for; the same */
+	SESSION_IN_LOST,    /* the backend's connection is of no more use */
+	SESSION_IN_DRAIN,   /* weir shuts down */
+};
+
+struct session_event {
+	enum session_in kind;
+	enum busy_stage stage;
+	enum busy_class class;
+	enum stats_close reason; /* REFUSED */
+	unsigned code;           /* REPLY, EARLY */
+	unsigned ext;            /* BOUND: what this backend offers */
+	bool reused;             /* BOUND: the connection has served before */
+	bool pipelining;         /* BOUND */
+	bool more;               /* UNBOUND: another backend may be tried */
+	const char *data;        /* OCTETS; REFUSED: the reply, CRLF included;
+			     REPLY, EARLY: the raw reply */
+	size_t len;
+};
+
+enum session_do {
+	SESSION_DO_SAY,     /* send .text to the client */
+	SESSION_DO_RELAY,   /* send the backend's reply, .code in its place
+			       unless 0 */
+	SESSION_DO_BIND,    /* find and greet a backend for .need */
+	SESSION_DO_COMMAND, /* send .text to the backend; its reply's .stage */
+	SESSION_DO_BODY,    /* send the first .len octets of the event's data
+			       to the backend; .stage is EOD if the reply to
+			       the end of data follows, else IDLE */
+	SESSION_DO_KEEP,    /* the transaction is over, the backend clean */
+	SESSION_DO_QUIT,    /* part from the backend in good order */
+	SESSION_DO_RESET,   /* part from it so that it stores nothing */
+	SESSION_DO_LOG,     /* the transaction is over: log it */
+	SESSION_DO_CLOSE,   /* close when all is sent; .reason */
+	SESSION_DO_ABORT,   /* close at once; .reason */
+};
+
+struct session_act {
+	enum session_do what;
+	enum busy_stage stage;
+	enum stats_close reason;
+	unsigned code;
+	unsigned times;   /* SAY: so often; 0 is once */
+	const char *text; /* static, or in the session, event or plan */
+	size_t len;
+};
+
+/* What to do now, in this order. */
+struct session_plan {
+	unsigned count;
+	size_t consumed; /* of the event's octets */
+	struct session_act acts[SESSION_ACTS_MAX];
+	char scratch[SMTP_EHLO_REPLY_MAX];
+};
+
+/* What the world is like; the same for all sessions of a turn. */
+struct session_env {
+	const struct config *config;
+	struct admission *admission;
+	struct stats *stats;
+	unsigned offer_ext; /* the farm's: balancer_offer() */
+	uint64_t offer_size;
+	int64_t now_ms;
+	bool stressed;
+	bool draining;
+};
+
+/* One message's way, for its log line. */
+struct session_message {
+	int64_t mail_ms;  /* MAIL came; times are of io_now_ms() */
+	int64_t bound_ms; /* a backend had it; 0: none yet */
+	int64_t data_ms;  /* 354 was relayed; 0: not yet */
+	int64_t end_ms;   /* the end of data was sent; 0: not yet */
+	uint64_t octets;  /* of the body, as sent */
+	unsigned tries;   /* backends asked */
+	unsigned rcpts;   /* said */
+	unsigned rcpts_ok;
+	enum busy_stage stage; /* where it ended */
+	enum busy_class class; /* of the reply it ended with */
+	unsigned code;         /* what the client read last; 0: nothing */
+	unsigned flaws;        /* enum smtp_body_flaw */
+	bool chunked;
+	bool unknown; /* the backend may have it, nobody knows */
+};
+
+struct session {
+	enum session_state state;
+	enum session_transaction transaction;
+	int64_t deadline_ms; /* deliver TIMEOUT then; INT64_MAX: never */
+
+	/* Private from here on, but for what the log reads. */
+	const struct config_listener *listener;
+	char *line; /* SESSION_LINE_MAX octets, lent */
+	char *mail; /* SESSION_MAIL_MAX octets, lent */
+	uint32_t line_len;
+	uint32_t mail_len;
+	bool line_ready; /* line holds a whole one that had to wait */
+	bool skipping;   /* dropping the rest of a line too long */
+	bool esmtp;
+	bool bound;      /* a backend connection is ours */
+	bool reused;     /* it has served before */
+	bool pipelining; /* it takes more than one command at a time */
+	bool swallow;    /* body or chunk goes nowhere */
+	bool chunk_last;
+	bool chunk_failed; /* a BDAT was refused: the rest fails */
+	bool premature;    /* octets came behind DATA, before its reply */
+	bool early;        /* an early talker that is let be */
+	bool farewell;     /* QUIT was said */
+	bool client_gone;
+	bool eof;         /* the client has ended its side */
+	bool resting;     /* tarpit: reads nothing until deadline_ms */
+	unsigned due;     /* replies the client awaits from the backend */
+	unsigned offered; /* extensions that our EHLO reply named */
+	unsigned need;    /* what this transaction wants of a backend */
+	unsigned ext;     /* what the bound backend offers */
+	unsigned errors;
+	unsigned messages;     /* transactions that ended with a 2xx */
+	unsigned transactions; /* MAILs that were sent to a backend */
+	unsigned note_len;     /* a reply waits in line[] for the body's end */
+	enum stats_close reason;
+	enum smtp_body_type body_type;
+	uint64_t chunk_left;
+	uint64_t size_said; /* MAIL SIZE=, 0: none */
+	int64_t opened_ms;
+	int64_t waiting_ms; /* since when the client's next word is awaited */
+	int64_t binding_ms; /* since when a backend is sought */
+	struct smtp_body body;
+	struct session_message message;
+	struct admission_ticket ticket; /* the worker opens and closes it */
+	uint16_t helo_len;
+	char helo[SMTP_DOMAIN_MAX];
+};
+
+/*
+ * A session just accepted.  line and mail are lent until CLOSED, with
+ * SESSION_LINE_MAX and SESSION_MAIL_MAX octets.
+ */
+void session_init(struct session *s, const struct config_listener *listener,
+		  char *line, char *mail, int64_t now_ms);
+
+/*
+ * Advance the session by one event and fill in *plan.
+ *
+ * Total: every event is defined in every state; one that a state does not
+ * expect makes an empty plan, never an error.
+ *
+ * OCTETS: what plan->consumed leaves is to be given again, when
+ * session_wants() says so: after each other event.
+ */
+void session_step(struct session *s, const struct session_env *env,
+		  const struct session_event *event, struct session_plan *plan);
+
+/*
+ * Whether OCTETS would be consumed now; with none at hand, only call when a
+ * line waits (s->line_ready).
+ */
+bool session_wants(const struct session *s);
+
+/* End it at once, whatever it is doing.  Not when CLOSED. */
+void session_kill(struct session *s, struct session_plan *plan,
+		  enum stats_close reason);
+
+/* Stress began or ended: deadlines of those who talk are drawn anew. */
+void session_stress(struct session *s, const struct session_env *env);
+
+/* For logs: "command", "body", ...  Never NULL. */
+const char *session_state_name(enum session_state state);
+
+#endif

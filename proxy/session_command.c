@@ -1,0 +1,433 @@
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "proxy/config.h"
+#include "proxy/session_own.h"
+#include "proxy/upstream.h"
+
+/*
+ * What a client's command lines do.  Each function returns false, having done
+ * nothing, when the line must wait until the replies before it are relayed.
+ */
+
+struct saying {
+	struct session *s;
+	const struct session_env *env;
+	struct session_plan *plan;
+	const struct smtp_command *cmd;
+	const char *text; /* the line, as the client wrote it */
+	size_t len;
+	bool more; /* octets stand behind it */
+};
+
+static void error(const struct saying *c, const char *text)
+{
+	session_error(c->s, c->env, c->plan, text);
+}
+
+/* May another command be sent to the backend now? */
+static bool room(const struct session *s)
+{
+	return s->due < (s->pipelining ? (unsigned)UPSTREAM_PIPELINE_MAX : 1);
+}
+
+static void forward(const struct saying *c, enum busy_stage stage)
+{
+	struct session_act *act = session_add(c->plan, SESSION_DO_COMMAND);
+
+	/* The line lies in the event or in s->line, CRLF behind it. */
+	act->stage = stage;
+	act->text = c->text;
+	act->len = c->len + 2;
+	c->s->due++;
+	c->s->deadline_ms = INT64_MAX;
+}
+
+/* RSET, EHLO, QUIT: what was begun is forgotten. */
+static void forget(const struct saying *c)
+{
+	if (c->s->transaction == SESSION_NO_MAIL)
+		return;
+	session_part(c->s, c->plan);
+	session_end_message(c->s, c->plan, BUSY_STAGE_IDLE, BUSY_OK, 0);
+}
+
+/* ---- commands that weir answers itself ---- */
+
+static void helo(const struct saying *c)
+{
+	struct session *s = c->s;
+	struct session_plan *plan = c->plan;
+	struct session_act *act;
+	size_t n;
+
+	forget(c);
+	s->helo_len = (uint16_t)c->cmd->arg_len;
+	memcpy(s->helo, c->cmd->arg, c->cmd->arg_len);
+	s->esmtp = c->cmd->verb == SMTP_VERB_EHLO;
+	s->offered = 0;
+	if (s->esmtp) {
+		s->offered = c->env->offer_ext & SMTP_EXT_RELAYED;
+		if (session_size_limit(s, c->env) > 0)
+			s->offered |= SMTP_EXT_SIZE;
+		n = smtp_ehlo_write(plan->scratch, sizeof(plan->scratch),
+				    c->env->config->weir.hostname, s->offered,
+				    session_size_limit(s, c->env));
+	} else {
+		n = (size_t)snprintf(plan->scratch, sizeof(plan->scratch),
+				     "250 %s\r\n",
+				     c->env->config->weir.hostname);
+	}
+	act = session_add(plan, SESSION_DO_SAY);
+	act->text = plan->scratch;
+	act->len = n;
+}
+
+static void quit(const struct saying *c)
+{
+	forget(c);
+	session_say(c->plan, "221 2.0.0 Bye\r\n");
+	session_finish(c->s, c->plan, STATS_CLOSE_QUIT);
+}
+
+/* ---- MAIL ---- */
+
+/* What is wrong with this MAIL here and now; NULL: nothing. */
+static const char *mail_refusal(const struct saying *c)
+{
+	const struct smtp_command *cmd = c->cmd;
+	const struct session *s = c->s;
+	uint64_t limit = session_size_limit(s, c->env);
+
+	if (s->helo_len == 0)
+		return "503 5.5.1 Say EHLO or HELO first\r\n";
+	if (s->transaction == SESSION_MAIL_OPEN)
+		return "503 5.5.1 Nested MAIL command\r\n";
+	if (cmd->syntax != SMTP_SYNTAX_OK)
+		return smtp_syntax_reply(cmd->syntax);
+	if (cmd->ext & ~s->offered)
+		return "555 5.5.4 Parameter not offered\r\n";
+	if (cmd->has_8bit && !(cmd->ext & SMTP_EXT_SMTPUTF8))
+		return "553 5.6.7 Address needs SMTPUTF8\r\n";
+	if ((cmd->ext & SMTP_EXT_SIZE) && limit > 0 && cmd->size > limit)
+		return "552 5.3.4 Message size exceeds the limit\r\n";
+	return NULL;
+}
+
+static void mail(const struct saying *c)
+{
+	struct session *s = c->s;
+	const struct config_admission *limits = &c->env->config->admission;
+	const char *refusal = mail_refusal(c);
+
+	if (refusal != NULL) {
+		error(c, refusal);
+		return;
+	}
+	if (limits->max_messages > 0 && s->messages >= limits->max_messages) {
+		session_say(c->plan, "421 4.7.0 Too many messages in one "
+				     "session\r\n");
+		session_finish(s, c->plan, STATS_CLOSE_MESSAGES);
+		return;
+	}
+	if (!admission_message(c->env->admission, &s->ticket, c->env->now_ms)) {
+		stats_add(&c->env->stats->rate_limited, 1);
+		session_say(c->plan, "450 4.7.1 Too many messages from your "
+				     "network, slow down\r\n");
+		return;
+	}
+	forget(c); /* a broken one */
+	assert(c->len + 2 <= SESSION_MAIL_MAX);
+	memcpy(s->mail, c->text, c->len);
+	memcpy(s->mail + c->len, "\r\n", 2);
+	s->mail_len = (uint32_t)c->len + 2;
+	s->message = (struct session_message){ .mail_ms = c->env->now_ms };
+	s->body_type = c->cmd->body;
+	s->size_said = c->cmd->ext & SMTP_EXT_SIZE ? c->cmd->size : 0;
+	s->chunk_failed = false;
+	s->premature = false;
+	/* What was offered may still be used further on. */
+	s->need = c->cmd->ext |
+		  (s->offered & (SMTP_EXT_CHUNKING | SMTP_EXT_DSN));
+	s->binding_ms = c->env->now_ms;
+	session_bind(s, c->env, c->plan);
+}
+
+/* ---- RCPT ---- */
+
+static const char *rcpt_refusal(const struct saying *c)
+{
+	const struct session *s = c->s;
+
+	if (s->transaction == SESSION_NO_MAIL)
+		return "503 5.5.1 Say MAIL first\r\n";
+	if (c->cmd->syntax != SMTP_SYNTAX_OK)
+		return smtp_syntax_reply(c->cmd->syntax);
+	if (c->cmd->ext & ~s->offered)
+		return "555 5.5.4 Parameter not offered\r\n";
+	if (s->message.octets > 0 || s->message.chunked)
+		return "503 5.5.1 RCPT after BDAT\r\n";
+	return NULL;
+}
+
+static bool rcpt(const struct saying *c)
+{
+	struct session *s = c->s;
+	const char *refusal = rcpt_refusal(c);
+	const char *later = NULL;
+
+	if (refusal == NULL && s->transaction == SESSION_MAIL_BROKEN)
+		later = "451 4.3.0 The mail server was lost, please try "
+			"again\r\n";
+	else if (refusal == NULL &&
+		 s->message.rcpts >= c->env->config->admission.max_recipients)
+		later = "452 4.5.3 Too many recipients\r\n";
+
+	if (refusal != NULL || later != NULL) {
+		if (s->due > 0)
+			return false;
+		if (refusal != NULL)
+			error(c, refusal);
+		else
+			session_say(c->plan, later);
+		return true;
+	}
+	if (!room(s))
+		return false;
+	if (!admission_recipient(c->env->admission, &s->ticket,
+				 c->env->now_ms)) {
+		if (s->due > 0)
+			return false;
+		stats_add(&c->env->stats->rate_limited, 1);
+		session_say(c->plan, "450 4.7.1 Too many recipients from your "
+				     "network, slow down\r\n");
+		return true;
+	}
+	s->message.rcpts++;
+	forward(c, BUSY_STAGE_RCPT);
+	return true;
+}
+
+/* ---- DATA and BDAT ---- */
+
+static const char *data_refusal(const struct saying *c)
+{
+	const struct session *s = c->s;
+
+	if (s->transaction == SESSION_NO_MAIL)
+		return "503 5.5.1 Say MAIL first\r\n";
+	if (c->cmd->syntax != SMTP_SYNTAX_OK)
+		return smtp_syntax_reply(c->cmd->syntax);
+	if (s->message.chunked)
+		return "503 5.5.1 DATA after BDAT\r\n"; /* RFC 3030, 2 */
+	if (s->body_type == SMTP_BODY_BINARYMIME)
+		return "503 5.5.1 BINARYMIME needs BDAT\r\n"; /* RFC 3030, 3 */
+	if (s->message.rcpts == 0)
+		return "503 5.5.1 Say RCPT first\r\n";
+	return NULL;
+}
+
+static bool data(const struct saying *c)
+{
+	struct session *s = c->s;
+	const char *refusal = data_refusal(c);
+
+	if (refusal != NULL) {
+		if (s->due > 0)
+			return false;
+		error(c, refusal);
+		return true;
+	}
+	if (s->transaction == SESSION_MAIL_BROKEN) {
+		session_say(c->plan, "451 4.3.0 The mail server was lost, "
+				     "please try again\r\n");
+		session_end_message(s, c->plan, BUSY_STAGE_DATA, BUSY_OK, 451);
+		return true;
+	}
+	if (!room(s))
+		return false;
+	forward(c, BUSY_STAGE_DATA);
+	s->state = SESSION_DATA;
+	s->premature = c->more;
+	return true;
+}
+
+static const char *bdat_refusal(const struct saying *c)
+{
+	const struct session *s = c->s;
+	uint64_t limit = s->listener->size;
+
+	if (c->cmd->syntax != SMTP_SYNTAX_OK)
+		return smtp_syntax_reply(c->cmd->syntax);
+	if (!(s->offered & SMTP_EXT_CHUNKING))
+		return "502 5.5.1 CHUNKING was not offered\r\n";
+	if (s->transaction == SESSION_NO_MAIL)
+		return "503 5.5.1 Say MAIL first\r\n";
+	if (s->chunk_failed)
+		return "503 5.5.1 A chunk before this one failed\r\n";
+	if (s->message.rcpts == 0 || (s->message.rcpts_ok == 0 && s->due == 0 &&
+				      s->transaction == SESSION_MAIL_OPEN))
+		return "503 5.5.1 No valid recipients\r\n";
+	if (limit > 0 &&
+	    (c->cmd->size > limit || s->message.octets > limit - c->cmd->size))
+		return "552 5.3.4 Message larger than allowed\r\n";
+	return NULL;
+}
+
+/* The chunk's octets come in any case (RFC 3030, section 2): drop them. */
+static bool swallow_chunk(const struct saying *c, const char *reply)
+{
+	struct session *s = c->s;
+	size_t len = strlen(reply);
+
+	if (s->due > 0)
+		return false;
+	s->state = SESSION_CHUNK;
+	s->swallow = true;
+	if (s->transaction != SESSION_NO_MAIL)
+		s->chunk_failed = true;
+	memmove(s->line, reply, len);
+	s->note_len = (unsigned)len;
+	s->deadline_ms = c->env->now_ms + c->env->config->timeouts.data_ms;
+	if (s->chunk_left == 0)
+		session_chunk_done(s, c->env, c->plan);
+	return true;
+}
+
+static bool bdat(const struct saying *c)
+{
+	struct session *s = c->s;
+	const char *refusal = bdat_refusal(c);
+
+	if (!c->cmd->size_known) {
+		if (s->due > 0)
+			return false;
+		/* Where the octets end cannot be told: RFC 3030, section 2. */
+		session_say(c->plan, "501 5.5.4 BDAT size is not a number\r\n");
+		session_finish(s, c->plan, STATS_CLOSE_LOST_COUNT);
+		return true;
+	}
+	if (refusal == NULL && s->transaction != SESSION_MAIL_BROKEN &&
+	    !room(s))
+		return false;
+	if (s->due > 0 &&
+	    (refusal != NULL || s->transaction == SESSION_MAIL_BROKEN))
+		return false;
+	s->chunk_left = c->cmd->size;
+	s->chunk_last = c->cmd->bdat_last;
+	if (refusal != NULL)
+		return swallow_chunk(c, refusal);
+	if (s->transaction == SESSION_MAIL_BROKEN)
+		return swallow_chunk(c, "451 4.3.0 The mail server was lost, "
+					"please try again\r\n");
+
+	forward(c, s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA);
+	s->message.chunked = true;
+	if (s->message.data_ms == 0)
+		s->message.data_ms = c->env->now_ms;
+	s->state = SESSION_CHUNK;
+	s->swallow = false;
+	s->deadline_ms = c->env->now_ms + c->env->config->timeouts.data_ms;
+	if (s->chunk_left == 0)
+		session_chunk_done(s, c->env, c->plan);
+	return true;
+}
+
+/* ---- all of them ---- */
+
+/* Commands with one fixed answer; NULL: not one of them. */
+static const char *fixed_refusal(enum smtp_verb verb)
+{
+	switch (verb) {
+	case SMTP_VERB_STARTTLS:
+	case SMTP_VERB_AUTH:
+	case SMTP_VERB_EXPN:
+	case SMTP_VERB_ETRN:
+	case SMTP_VERB_TURN:
+		return "502 5.5.1 Command not implemented\r\n";
+	case SMTP_VERB_XCLIENT:
+	case SMTP_VERB_XFORWARD:
+		return "550 5.7.1 Not from you\r\n";
+	case SMTP_VERB_OTHER:
+	case SMTP_VERB_EHLO:
+	case SMTP_VERB_HELO:
+	case SMTP_VERB_MAIL:
+	case SMTP_VERB_RCPT:
+	case SMTP_VERB_DATA:
+	case SMTP_VERB_BDAT:
+	case SMTP_VERB_RSET:
+	case SMTP_VERB_NOOP:
+	case SMTP_VERB_VRFY:
+	case SMTP_VERB_HELP:
+	case SMTP_VERB_QUIT:
+	case SMTP_VERB_PROXY:
+	case SMTP_VERB_FOREIGN:
+		break;
+	}
+	return NULL;
+}
+
+static void own_command(const struct saying *c)
+{
+	const char *refusal = fixed_refusal(c->cmd->verb);
+
+	if (refusal == NULL && c->cmd->syntax != SMTP_SYNTAX_OK)
+		refusal = smtp_syntax_reply(c->cmd->syntax);
+	if (refusal != NULL) {
+		error(c, refusal);
+		return;
+	}
+	if (c->cmd->verb == SMTP_VERB_EHLO || c->cmd->verb == SMTP_VERB_HELO) {
+		helo(c);
+	} else if (c->cmd->verb == SMTP_VERB_RSET) {
+		forget(c);
+		session_say(c->plan, "250 2.0.0 Ok\r\n");
+	} else if (c->cmd->verb == SMTP_VERB_NOOP) {
+		session_say(c->plan, "250 2.0.0 Ok\r\n");
+	} else if (c->cmd->verb == SMTP_VERB_VRFY) {
+		session_say(c->plan, "252 2.5.0 Cannot verify, but will take "
+				     "mail for it and try\r\n");
+	} else if (c->cmd->verb == SMTP_VERB_HELP) {
+		session_say(c->plan, "214 2.0.0 See RFC 5321\r\n");
+	} else if (c->cmd->verb == SMTP_VERB_QUIT) {
+		quit(c);
+	} else {
+		error(c, "500 5.5.1 Command unknown\r\n");
+	}
+}
+
+bool session_command(struct session *s, const struct session_env *env,
+		     const char *text, size_t len, bool more,
+		     struct session_plan *plan)
+{
+	const struct smtp_command cmd = smtp_command_parse(text, len);
+	const struct saying c = { s, env, plan, &cmd, text, len, more };
+	bool done = true;
+
+	if (cmd.verb == SMTP_VERB_RCPT) {
+		done = rcpt(&c);
+	} else if (cmd.verb == SMTP_VERB_DATA) {
+		done = data(&c);
+	} else if (cmd.verb == SMTP_VERB_BDAT) {
+		done = bdat(&c);
+	} else if (s->due > 0) {
+		done = false;
+	} else if (cmd.verb == SMTP_VERB_FOREIGN ||
+		   cmd.verb == SMTP_VERB_PROXY) {
+		stats_add(&env->stats->errors, 1);
+		session_say(plan, "500 5.5.2 This is a mail server, it speaks "
+				  "SMTP\r\n");
+		session_finish(s, plan, STATS_CLOSE_FOREIGN);
+	} else if (cmd.verb == SMTP_VERB_MAIL) {
+		mail(&c);
+	} else {
+		own_command(&c);
+	}
+	if (done) {
+		stats_add(&env->stats->commands, 1);
+		if (s->state == SESSION_COMMAND && s->due == 0)
+			session_await(s, env);
+	}
+	return done;
+}

@@ -1,0 +1,302 @@
+#ifndef PROXY_WORK_H
+#define PROXY_WORK_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "balancer/balancer.h"
+#include "health/probe.h"
+#include "proxy/cidr.h"
+#include "proxy/io.h"
+#include "proxy/log.h"
+#include "proxy/session.h"
+#include "proxy/timer.h"
+#include "proxy/upstream.h"
+#include "proxy/worker.h"
+
+/*
+ * What the worker*.c files share; nobody else includes it.
+ *
+ * Nothing here is freed while a worker runs: clients, servers and probes come
+ * from pools made at the start and go back when IO_CLOSED has come, which is
+ * a socket's last event.  So no event ever finds its owner gone.
+ */
+
+struct config;
+struct operator;
+
+/* What io events are for: the first member of each owner. */
+enum work_kind {
+	WORK_LISTENER,
+	WORK_CLIENT,
+	WORK_SERVER,
+	WORK_PROBE,
+	WORK_CONTROL,  /* the control socket's listener */
+	WORK_OPERATOR, /* a connection to it */
+};
+
+struct work {
+	enum work_kind kind;
+	struct timer timer;
+};
+
+enum {
+	/* A direction stops being read when so much waits to be sent. */
+	WORK_WINDOW = 128 * 1024,
+	/* Octets asked for at a time, of commands and of bodies. */
+	WORK_COMMAND_CREDIT = 8 * 1024,
+	WORK_BODY_CREDIT = 64 * 1024,
+	/* A body longer than this goes on in big buffers. */
+	WORK_BULK = 16 * 1024,
+	/* After our FIN, for the peer's: RFC 5321, section 3.8 and RFC 1122,
+	 * section 4.2.2.13: closing with data unread would reset. */
+	WORK_LINGER_MS = 2000,
+	WORK_LISTENERS_MAX = 128,
+	WORK_QUEUE_ID_MAX = SMTP_QUEUE_ID_MAX,
+	WORK_REPLY_MAX = 160, /* of a reply's text, for the log */
+};
+
+/*
+ * Octets that wait, as a chain of buffers.  Small pieces are copied into the
+ * room behind the last one, so that a chain of n octets holds at most about
+ * n / 2048 + 2 buffers whatever the size of the pieces.
+ */
+struct work_queue {
+	struct io_buf *first, *last;
+	size_t octets;
+};
+
+struct work_listener {
+	struct work work;
+	io_handle socket;
+	unsigned config_at; /* of config.listeners[] */
+};
+
+/* A client's connection. */
+struct client {
+	struct work work;
+	io_handle socket; /* 0: closed */
+	struct session session;
+	struct server *server; /* bound, being bound, or lingering; or NULL */
+	struct client *next, *prev; /* in worker.clients or .free_clients */
+	struct work_queue in;       /* received, not yet consumed */
+	struct work_queue out;      /* to be sent */
+	bool receiving;             /* an io_recv() stands */
+	bool eof, eof_told;
+	bool gone_told; /* reset by the client */
+	bool ending;    /* io_close() or io_abort() was called */
+	bool starved;   /* a buffer was wanted and none was free */
+	bool flushing;  /* session over: our FIN follows what is queued */
+	bool fin_sent;
+	struct server *waits_for; /* its slot is being freed for us */
+	int64_t sent_ms;   /* last progress of sending, or nothing to send */
+	int64_t linger_ms; /* when to stop waiting for the peer's FIN */
+	int64_t accepted_wall_ms;
+	struct cidr_addr addr;
+	uint16_t port;
+	uint64_t id;
+	uint64_t octets_in, octets_out;
+	uint64_t recipients, failovers;
+	uint64_t source; /* hash of its /32 or /64, for balancer votes */
+	struct balancer_need need;
+	bool blamed_set; /* blamed: what the last backend tried was noted for */
+	struct balancer_slot blamed_slot;
+	struct balancer_outcome blamed;
+	const char *limit; /* refused: by which; or NULL */
+	char *lines;       /* the session's, from worker.lines */
+	char addr_text[CIDR_ADDR_TEXT_MAX];
+	char backend[BACKEND_NAME_MAX]; /* of the current or last message */
+	uint16_t queue_id_len, reply_len;
+	char queue_id[WORK_QUEUE_ID_MAX];
+	char reply[WORK_REPLY_MAX]; /* the last of the backend, its text */
+};
+
+/* A connection to a backend. */
+struct server {
+	struct work work;
+	io_handle socket;           /* 0: closed */
+	struct client *client;      /* whom it serves, or NULL: it is going */
+	struct server *next, *prev; /* in .lingering or .free_servers */
+	struct balancer_slot slot;
+	struct work_queue in, out;
+	bool receiving;
+	bool served;         /* a message has gone over it */
+	bool lingering;      /* kept for its client's next message */
+	bool ending;         /* io_close() or io_abort() was called */
+	bool noted;          /* accepted: counted */
+	struct client *heir; /* waits for its slot */
+	int64_t until_ms;    /* lingering: until then */
+	int64_t sent_ms;     /* last progress of sending */
+	char name[SMTP_DOMAIN_MAX + 1];
+	struct upstream upstream;
+};
+
+struct prober {
+	struct work work;
+	io_handle socket;
+	bool busy, ending, receiving, done;
+	int64_t deadline_ms;
+	struct balancer_slot slot;
+	struct probe_order order;
+	struct probe probe;
+	struct busy_rule rules[BACKEND_RULES_MAX];
+};
+
+struct worker {
+	struct weir *weir;
+	struct io *io;
+	unsigned index;
+	int64_t now_ms;
+	const struct config *_Atomic seen; /* the turn's configuration */
+	const struct config *config;       /* the same */
+	struct stats *stats;
+	struct session_env env;
+	struct timer_wheel wheel;
+	struct upstream_timeouts timeouts;
+	/*
+	 * Held while a turn is dealt with, not while waiting: who holds it
+	 * may read the clients of this worker (show sessions).
+	 */
+	pthread_mutex_t mutex;
+
+	struct client *client_pool;
+	struct client *free_clients;
+	struct client clients; /* list head of those in use */
+	unsigned client_count;
+	unsigned talking; /* sessions not yet over: a drain waits for them */
+	char *lines;      /* SESSION_LINE_MAX + SESSION_MAIL_MAX a client */
+
+	struct server *server_pool;
+	struct server *free_servers;
+	struct server lingering; /* list head, the longest kept first */
+	unsigned server_count;
+
+	struct work_listener listeners[WORK_LISTENERS_MAX];
+	unsigned listener_count;
+	int64_t unlisten_ms; /* draining: when to close them; 0: not yet */
+	int64_t drain_by_ms; /* when the drain is over at the latest */
+	bool draining, stressed, cut;
+
+	bool leaving[FARM_BACKENDS_MAX]; /* removed once it is idle */
+	struct prober *probers; /* worker 0: one for each place in the farm */
+	unsigned probing;
+
+	struct work control; /* worker 0: the control socket */
+	io_handle control_socket;
+	struct operator* operators;
+	unsigned operator_count;
+
+	uint64_t id_base; /* random, in session ids */
+	uint32_t ids;
+	struct session_plan plan;
+	struct log_line log;
+};
+
+/* ---- worker_queue.c ---- */
+
+/* Append a copy of text; false: no buffer, and nothing was appended. */
+bool work_queue_text(struct worker *w, struct work_queue *q, enum io_pool pool,
+		     const void *text, size_t len);
+
+/* Append a buffer (taken over), or its octets if they are few. */
+void work_queue_buf(struct worker *w, struct work_queue *q, struct io_buf *buf);
+
+/* Drop n octets from the front. */
+void work_queue_eat(struct worker *w, struct work_queue *q, size_t n);
+
+/*
+ * Move the first n octets of the first buffer of q to the end of `to`,
+ * without copying if that is the whole of it.  False: no buffer.
+ */
+bool work_queue_move(struct worker *w, struct work_queue *q,
+		     struct work_queue *to, size_t n);
+
+void work_queue_drop(struct worker *w, struct work_queue *q);
+
+/* Hand all to io_send() if nothing is in flight on that socket. */
+void work_queue_flush(struct worker *w, struct work_queue *q, io_handle socket,
+		      uint64_t *counted);
+
+/* ---- worker.c ---- */
+
+/* Log the line in w->log, ended; if the configuration wants that level. */
+void work_log(struct worker *w, enum log_level level);
+
+/* Begin w->log. */
+void work_log_begin(struct worker *w, const char *event);
+
+/* ---- worker_reload.c ---- */
+
+/* Remove what a reload has drained and nobody uses any more.  Worker 0. */
+void work_remove_leaving(struct worker *w);
+
+/* ---- worker_client.c ---- */
+
+void client_accepted(struct worker *w, struct work_listener *from,
+		     const struct io_event *ev);
+void client_event(struct worker *w, struct client *c,
+		  const struct io_event *ev);
+void client_timer(struct worker *w, struct client *c);
+
+/* Something of the backend or of weir for this session. */
+void client_tell(struct worker *w, struct client *c,
+		 const struct session_event *event);
+
+/* The backend has sent: there may be room for more of the body. */
+void client_resume(struct worker *w, struct client *c);
+
+/* The end, without manners: drain time is over, or an operator says so. */
+void client_kill(struct worker *w, struct client *c);
+
+/* ---- worker_server.c ---- */
+
+/*
+ * Find and greet a backend for a client.  True: under way, the client will be
+ * told BOUND or UNBOUND.  False: *event is what it is to be told now.
+ */
+bool server_bind(struct worker *w, struct client *c,
+		 struct session_event *event);
+
+/* For the bound server of a client: */
+void server_command(struct worker *w, struct server *v, const char *text,
+		    size_t len, enum busy_stage stage);
+void server_sent(struct worker *w, struct server *v, enum busy_stage stage);
+void server_flush(struct worker *w, struct server *v);
+void server_keep(struct worker *w, struct server *v);
+void server_quit(struct worker *w, struct server *v);
+void server_reset(struct worker *w, struct server *v);
+
+void server_event(struct worker *w, struct server *v,
+		  const struct io_event *ev);
+void server_timer(struct worker *w, struct server *v);
+
+/* ---- worker_probe.c ---- */
+
+/* Begin what probes are due; end hold-offs that are over.  Worker 0. */
+void probe_turn(struct worker *w);
+void probe_event_in(struct worker *w, struct prober *p,
+		    const struct io_event *ev);
+void probe_timer(struct worker *w, struct prober *p);
+/* Cancel all that are under way. */
+void probe_stop(struct worker *w);
+
+/* One log line for a change of a backend's state, if it did change. */
+void work_log_change(struct worker *w, const struct backend_change *change);
+
+/* ---- worker_control.c ---- */
+
+/* Open the control socket; returns 0 or -errno. */
+int control_open(struct worker *w);
+void control_accepted(struct worker *w, const struct io_event *ev);
+void control_event(struct worker *w, struct operator* o,
+		   const struct io_event *ev);
+void control_timer(struct worker *w, struct operator* o);
+/* Close the socket and all connections. */
+void control_close(struct worker *w);
+/* Operators still connected, those included that are being closed. */
+void control_free(struct worker *w);
+
+#endif

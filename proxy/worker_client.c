@@ -1,0 +1,693 @@
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "proxy/config.h"
+#include "proxy/work.h"
+
+/*
+ * Clients: what comes from them goes to their session, and its plans are
+ * done here.
+ */
+
+/* ---- the pool ---- */
+
+static struct client *client_new(struct worker *w, io_handle socket)
+{
+	struct client *c = w->free_clients;
+	size_t at;
+
+	if (c == NULL)
+		return NULL;
+	w->free_clients = c->next;
+	memset(c, 0, sizeof(*c));
+	c->work.kind = WORK_CLIENT;
+	timer_init(&c->work.timer);
+	c->socket = socket;
+	c->next = w->clients.next;
+	c->prev = &w->clients;
+	c->next->prev = c;
+	w->clients.next = c;
+	w->client_count++;
+	at = (size_t)(c - w->client_pool) *
+	     (SESSION_LINE_MAX + SESSION_MAIL_MAX);
+	c->lines = w->lines + at;
+	c->sent_ms = w->now_ms;
+	c->linger_ms = INT64_MAX;
+	return c;
+}
+
+static void client_free(struct worker *w, struct client *c)
+{
+	assert(c->server == NULL);
+	assert(c->session.state == SESSION_CLOSED);
+	timer_clear(&c->work.timer);
+	work_queue_drop(w, &c->in);
+	work_queue_drop(w, &c->out);
+	c->prev->next = c->next;
+	c->next->prev = c->prev;
+	c->next = w->free_clients;
+	w->free_clients = c;
+	assert(w->client_count > 0);
+	w->client_count--;
+}
+
+/* ---- log lines ---- */
+
+static void log_who(struct worker *w, const struct client *c)
+{
+	char text[64];
+
+	(void)snprintf(text, sizeof(text), "%08lx-%lx",
+		       (unsigned long)(c->id >> 32),
+		       (unsigned long)(c->id & UINT32_MAX));
+	log_word(&w->log, "id", text);
+	log_word(&w->log, "listener", c->session.listener->name);
+	(void)snprintf(text, sizeof(text),
+		       cidr_addr_is_v4(&c->addr) ? "%s:%u" : "[%s]:%u",
+		       c->addr_text, c->port);
+	log_word(&w->log, "client", text);
+}
+
+static void log_session(struct worker *w, const struct client *c)
+{
+	const struct session *s = &c->session;
+
+	work_log_begin(w, "session");
+	log_who(w, c);
+	if (s->helo_len > 0)
+		log_text(&w->log, "helo", s->helo, s->helo_len);
+	log_word(&w->log, "tls", "no");
+	log_number(&w->log, "transactions", s->transactions);
+	log_number(&w->log, "messages", s->messages);
+	log_number(&w->log, "recipients", (int64_t)c->recipients);
+	log_number(&w->log, "errors", s->errors);
+	if (s->early)
+		log_word(&w->log, "early", "yes");
+	log_number(&w->log, "octets_in", (int64_t)c->octets_in);
+	log_number(&w->log, "octets_out", (int64_t)c->octets_out);
+	log_number(&w->log, "ms", w->now_ms - s->opened_ms);
+	if (c->limit != NULL)
+		log_word(&w->log, "limit", c->limit);
+	log_word(&w->log, "close", stats_close_name(s->reason));
+	work_log(w, LOG_LEVEL_INFO);
+	atomic_fetch_add_explicit(&w->stats->closed[s->reason], 1,
+				  memory_order_relaxed);
+}
+
+static const char *result_of(const struct session_message *m)
+{
+	if (m->unknown)
+		return "unknown";
+	if (m->code / 100 == 2)
+		return "delivered";
+	if (m->code == 0)
+		return "aborted";
+	return m->bound_ms == 0 ? "unavailable" : "refused";
+}
+
+static void log_message(struct worker *w, struct client *c)
+{
+	const struct session *s = &c->session;
+	const struct session_message *m = &s->message;
+	const struct smtp_command mail = smtp_command_parse(s->mail,
+							    s->mail_len - 2);
+
+	work_log_begin(w, "message");
+	log_who(w, c);
+	log_word(&w->log, "result", result_of(m));
+	if (mail.path != NULL)
+		log_text(&w->log, "from", mail.path, mail.path_len);
+	log_number(&w->log, "rcpts", m->rcpts);
+	log_number(&w->log, "rcpts_ok", m->rcpts_ok);
+	log_number(&w->log, "octets", (int64_t)m->octets);
+	if (c->backend[0] != '\0')
+		log_word(&w->log, "backend", c->backend);
+	log_number(&w->log, "tries", m->tries);
+	log_word(&w->log, "stage", busy_stage_name(m->stage));
+	if (m->code != 0)
+		log_number(&w->log, "code", m->code);
+	log_word(&w->log, "class", busy_class_name(m->class));
+	if (m->chunked)
+		log_word(&w->log, "bdat", "yes");
+	if (m->flaws != 0)
+		log_number(&w->log, "flaws", m->flaws);
+	if (c->queue_id_len > 0)
+		log_text(&w->log, "queue_id", c->queue_id, c->queue_id_len);
+	if (c->reply_len > 0)
+		log_text(&w->log, "reply", c->reply, c->reply_len);
+	if (m->bound_ms > 0)
+		log_number(&w->log, "bind_ms", m->bound_ms - m->mail_ms);
+	if (m->end_ms > 0 && m->data_ms > 0)
+		log_number(&w->log, "body_ms", m->end_ms - m->data_ms);
+	if (m->end_ms > 0)
+		log_number(&w->log, "final_ms", w->now_ms - m->end_ms);
+	log_number(&w->log, "ms", w->now_ms - m->mail_ms);
+	work_log(w, LOG_LEVEL_INFO);
+	c->recipients += m->rcpts_ok;
+	c->queue_id_len = 0;
+	c->reply_len = 0;
+	c->backend[0] = '\0';
+}
+
+/* ---- plans ---- */
+
+/* The session has ended; what is left is to close its connection. */
+static void over(struct worker *w, struct client *c)
+{
+	assert(w->talking > 0);
+	w->talking--;
+	if (c->session.ticket.held)
+		admission_close(w->weir->admission, &c->session.ticket);
+	if (c->waits_for != NULL) {
+		c->waits_for->heir = NULL;
+		c->waits_for = NULL;
+	}
+}
+
+static void say(struct worker *w, struct client *c,
+		const struct session_act *act)
+{
+	unsigned times = act->times > 0 ? act->times : 1;
+
+	if (c->socket == 0 || c->gone_told)
+		return;
+	while (times-- > 0) {
+		if (!work_queue_text(w, &c->out, IO_SMALL, act->text, act->len))
+			c->starved = true;
+	}
+}
+
+/* Relay a reply with another code: on each of its lines. */
+static void relay_as(struct worker *w, struct client *c, const char *raw,
+		     size_t len, unsigned code)
+{
+	char digits[8];
+
+	(void)snprintf(digits, sizeof(digits), "%03u", code % 1000);
+	while (len > 0) {
+		const char *lf = memchr(raw, '\n', len);
+		size_t n = lf != NULL ? (size_t)(lf - raw) + 1 : len;
+
+		if (!work_queue_text(w, &c->out, IO_SMALL, digits, 3) ||
+		    !work_queue_text(w, &c->out, IO_SMALL, raw + 3, n - 3))
+			c->starved = true;
+		raw += n;
+		len -= n;
+	}
+}
+
+static void relay(struct worker *w, struct client *c, unsigned code,
+		  const struct session_event *ev)
+{
+	assert(ev->kind == SESSION_IN_REPLY);
+	if (c->socket == 0 || c->gone_told)
+		return;
+	if (code != 0)
+		relay_as(w, c, ev->data, ev->len, code);
+	else if (!work_queue_text(w, &c->out, IO_SMALL, ev->data, ev->len))
+		c->starved = true;
+}
+
+static void close_client(struct worker *w, struct client *c, bool abort)
+{
+	over(w, c);
+	if (c->socket == 0)
+		return;
+	if (abort || c->gone_told) {
+		work_queue_drop(w, &c->out);
+		io_abort(w->io, c->socket);
+		c->ending = true;
+	} else {
+		c->flushing = true;
+	}
+}
+
+static void body(struct worker *w, struct client *c,
+		 const struct session_act *act)
+{
+	struct server *v = c->server;
+
+	assert(v != NULL);
+	if (!work_queue_move(w, &c->in, &v->out, act->len)) {
+		c->starved = true;
+		return;
+	}
+	if (act->stage == BUSY_STAGE_EOD)
+		server_sent(w, v, BUSY_STAGE_EOD);
+}
+
+/*
+ * Do what w->plan says.  True: *next is to be told to the session now.
+ * *moved: the event's octets went on as they were.
+ */
+static bool perform(struct worker *w, struct client *c,
+		    const struct session_event *ev, struct session_event *next,
+		    bool *moved)
+{
+	bool more = false;
+
+	*moved = false;
+	for (unsigned i = 0; i < w->plan.count; i++) {
+		const struct session_act *act = &w->plan.acts[i];
+
+		switch (act->what) {
+		case SESSION_DO_SAY:
+			say(w, c, act);
+			break;
+		case SESSION_DO_RELAY:
+			relay(w, c, act->code, ev);
+			break;
+		case SESSION_DO_BIND:
+			more = !server_bind(w, c, next);
+			break;
+		case SESSION_DO_COMMAND:
+			server_command(w, c->server, act->text, act->len,
+				       act->stage);
+			break;
+		case SESSION_DO_BODY:
+			body(w, c, act);
+			*moved = true;
+			break;
+		case SESSION_DO_KEEP:
+			if (c->server != NULL)
+				server_keep(w, c->server);
+			break;
+		case SESSION_DO_QUIT:
+			if (c->server != NULL)
+				server_quit(w, c->server);
+			break;
+		case SESSION_DO_RESET:
+			if (c->server != NULL)
+				server_reset(w, c->server);
+			break;
+		case SESSION_DO_LOG:
+			log_message(w, c);
+			break;
+		case SESSION_DO_CLOSE:
+		case SESSION_DO_ABORT:
+			/* A connection kept for the next message goes too. */
+			if (c->server != NULL)
+				server_quit(w, c->server);
+			close_client(w, c, act->what == SESSION_DO_ABORT);
+			break;
+		}
+	}
+	return more;
+}
+
+/* Tell the session, and whatever follows from that. */
+static bool tell(struct worker *w, struct client *c,
+		 const struct session_event *event)
+{
+	struct session_event ev = *event;
+	struct session_event next;
+	bool progress = false;
+	bool moved = false;
+	bool more = true;
+
+	while (more) {
+		session_step(&c->session, &w->env, &ev, &w->plan);
+		progress = progress || w->plan.count > 0 ||
+			   w->plan.consumed > 0;
+		more = perform(w, c, &ev, &next, &moved);
+		if (ev.kind == SESSION_IN_OCTETS && !moved)
+			work_queue_eat(w, &c->in, w->plan.consumed);
+		ev = next;
+	}
+	return progress;
+}
+
+/* ---- input ---- */
+
+/* Is there room for what the session's answer to more octets would send? */
+static bool has_room(struct worker *w, const struct client *c)
+{
+	const struct server *v = c->server;
+
+	if (c->socket != 0 &&
+	    c->out.octets + io_unsent(w->io, c->socket) >= WORK_WINDOW)
+		return false;
+	return v == NULL || v->ending ||
+	       v->out.octets + io_unsent(w->io, v->socket) < WORK_WINDOW;
+}
+
+static void pump(struct worker *w, struct client *c)
+{
+	struct session *s = &c->session;
+
+	while (s->state != SESSION_CLOSED && !c->starved && session_wants(s) &&
+	       has_room(w, c)) {
+		struct session_event ev = { .kind = SESSION_IN_OCTETS };
+
+		if (c->in.first != NULL) {
+			ev.data = (const char *)c->in.first->data;
+			ev.len = c->in.first->len;
+		} else if (s->line_ready) {
+			ev.data = "";
+		} else {
+			break;
+		}
+		if (!tell(w, c, &ev))
+			break;
+	}
+	if (s->state == SESSION_CLOSED)
+		work_queue_drop(w, &c->in);
+	if (c->eof && !c->eof_told && c->in.first == NULL && !s->line_ready) {
+		const struct session_event ev = { .kind = SESSION_IN_EOF };
+
+		c->eof_told = true;
+		(void)tell(w, c, &ev);
+	}
+}
+
+static void arm(struct worker *w, struct client *c)
+{
+	const struct session *s = &c->session;
+	bool bulk = s->state == SESSION_BODY || s->state == SESSION_CHUNK;
+
+	if (c->receiving || c->eof || c->gone_told || c->ending ||
+	    c->socket == 0 || c->in.octets >= WORK_COMMAND_CREDIT ||
+	    !has_room(w, c))
+		return;
+	c->receiving = true;
+	if (bulk && s->message.octets >= WORK_BULK)
+		io_recv(w->io, c->socket, IO_BIG, WORK_BODY_CREDIT);
+	else
+		io_recv(w->io, c->socket, IO_SMALL, WORK_COMMAND_CREDIT);
+}
+
+/* ---- output, time, the end ---- */
+
+static bool is_sending(struct worker *w, const struct client *c)
+{
+	return c->out.octets > 0 || io_unsent(w->io, c->socket) > 0;
+}
+
+static void flush(struct worker *w, struct client *c)
+{
+	uint64_t octets = 0;
+
+	if (io_unsent(w->io, c->socket) == 0)
+		c->sent_ms = w->now_ms;
+	work_queue_flush(w, &c->out, c->socket, &octets);
+	c->octets_out += octets;
+	stats_add(&w->stats->octets_out, octets);
+	if (!c->flushing || c->fin_sent || c->out.first != NULL)
+		return;
+	/* The peer closes at our FIN, and what it has sent by then is read:
+	 * else a reset could overtake our last reply. */
+	c->fin_sent = true;
+	c->linger_ms = w->now_ms + WORK_LINGER_MS;
+	io_shutdown(w->io, c->socket);
+}
+
+static void close_if_done(struct worker *w, struct client *c)
+{
+	if (!c->fin_sent || c->ending)
+		return;
+	if (!c->gone_told && !c->eof && w->now_ms < c->linger_ms)
+		return;
+	if (io_unsent(w->io, c->socket) > 0 && !c->gone_told &&
+	    w->now_ms < c->linger_ms)
+		return;
+	c->ending = true;
+	io_close(w->io, c->socket);
+}
+
+static void set_timer(struct worker *w, struct client *c)
+{
+	int64_t at_ms = c->session.deadline_ms;
+
+	if (c->ending || c->socket == 0) {
+		at_ms = c->session.deadline_ms;
+	} else {
+		if (c->linger_ms < at_ms)
+			at_ms = c->linger_ms;
+		if (is_sending(w, c) &&
+		    c->sent_ms + w->config->timeouts.send_ms < at_ms)
+			at_ms = c->sent_ms + w->config->timeouts.send_ms;
+	}
+	timer_set(&w->wheel, &c->work.timer, at_ms);
+}
+
+static void kill_for(struct worker *w, struct client *c,
+		     enum stats_close reason)
+{
+	struct session_event none = { .kind = SESSION_IN_OCTETS };
+	struct session_event next;
+	bool moved;
+
+	c->starved = false;
+	if (c->session.state == SESSION_CLOSED) {
+		if (c->socket != 0 && !c->ending) {
+			c->ending = true;
+			io_abort(w->io, c->socket);
+		}
+		return;
+	}
+	session_kill(&c->session, &w->plan, reason);
+	(void)perform(w, c, &none, &next, &moved);
+}
+
+/* After whatever happened: send, receive, wait, or let go. */
+static void settle(struct worker *w, struct client *c)
+{
+	if (c->starved)
+		kill_for(w, c, STATS_CLOSE_NO_BUFFERS);
+	if (c->server != NULL)
+		server_flush(w, c->server);
+	if (c->session.state != SESSION_BINDING && c->waits_for != NULL) {
+		c->waits_for->heir = NULL;
+		c->waits_for = NULL;
+	}
+	if (c->socket != 0 && !c->ending) {
+		flush(w, c);
+		close_if_done(w, c);
+		arm(w, c);
+	}
+	if (c->socket == 0 && c->session.state == SESSION_CLOSED) {
+		log_session(w, c);
+		client_free(w, c);
+		return;
+	}
+	set_timer(w, c);
+}
+
+void client_tell(struct worker *w, struct client *c,
+		 const struct session_event *event)
+{
+	(void)tell(w, c, event);
+	pump(w, c);
+	settle(w, c);
+}
+
+void client_resume(struct worker *w, struct client *c)
+{
+	pump(w, c);
+	settle(w, c);
+}
+
+void client_kill(struct worker *w, struct client *c)
+{
+	kill_for(w, c, STATS_CLOSE_KILLED);
+	settle(w, c);
+}
+
+/* ---- events ---- */
+
+static enum stats_close reason_of(enum admission_verdict verdict)
+{
+	switch (verdict) {
+	case ADMISSION_DENIED:
+	case ADMISSION_BANNED:
+		return STATS_CLOSE_DENIED;
+	case ADMISSION_SOURCE_SESSIONS:
+	case ADMISSION_AGGREGATE_SESSIONS:
+	case ADMISSION_SOURCE_SHARE:
+	case ADMISSION_SOURCE_RATE:
+		return STATS_CLOSE_SOURCE_LIMIT;
+	case ADMISSION_GLOBAL:
+	case ADMISSION_TABLE_FULL:
+	case ADMISSION_ACCEPT:
+		break;
+	}
+	return STATS_CLOSE_FULL;
+}
+
+/* A hash of the network that the balancer takes for one voice. */
+static uint64_t source_of(const struct cidr_addr *addr)
+{
+	const struct cidr_addr net = cidr_addr_mask(addr, 32, 64);
+	uint64_t hash = UINT64_C(14695981039346656037); /* FNV-1a */
+
+	for (size_t i = 0; i < sizeof(net.octets); i++)
+		hash = (hash ^ net.octets[i]) * UINT64_C(1099511628211);
+	return hash;
+}
+
+static void refuse(struct worker *w, struct client *c, const char *reply,
+		   const char *limit, enum stats_close reason)
+{
+	char text[256];
+	int n = snprintf(text, sizeof(text), "%s\r\n", reply);
+	const struct session_event event = {
+		.kind = SESSION_IN_REFUSED,
+		.reason = reason,
+		.data = text,
+		.len = (size_t)n,
+	};
+
+	assert(n > 0);
+	assert((size_t)n < sizeof(text));
+	stats_add(&w->stats->refused, 1);
+	c->limit = limit;
+	client_tell(w, c, &event);
+}
+
+/* Has there been no backend for so long that MAIL would be in vain? */
+static bool farm_is_out(struct worker *w, enum balancer_verdict *why)
+{
+	int64_t since_ms = w->now_ms;
+
+	return !balancer_available(w->weir->farm, w->now_ms, why, &since_ms) &&
+	       w->now_ms - since_ms >= w->config->farm.unavailable_after_ms;
+}
+
+static void admit(struct worker *w, struct client *c)
+{
+	const struct session_event admitted = { .kind = SESSION_IN_ADMITTED };
+	enum balancer_verdict why = BALANCER_PICKED;
+	enum admission_verdict verdict = admission_open(
+		w->weir->admission, &c->addr, w->now_ms, &c->session.ticket);
+
+	if (verdict != ADMISSION_ACCEPT) {
+		refuse(w, c, admission_verdict_reply(verdict),
+		       admission_verdict_name(verdict), reason_of(verdict));
+		return;
+	}
+	if (!w->draining && farm_is_out(w, &why)) {
+		refuse(w, c,
+		       "421 4.3.2 No mail server is available, please try "
+		       "again later",
+		       balancer_verdict_name(why), STATS_CLOSE_UNAVAILABLE);
+		return;
+	}
+	stats_add(&w->stats->sessions, 1);
+	client_tell(w, c, &admitted);
+}
+
+void client_accepted(struct worker *w, struct work_listener *from,
+		     const struct io_event *ev)
+{
+	const struct config_listener *listener =
+		&w->config->listeners[from->config_at];
+	struct sockaddr_storage peer = { 0 };
+	struct client *c;
+
+	if (ev->socket == 0) {
+		stats_add(&w->stats->accept_errors, 1);
+		work_log_begin(w, "accept");
+		log_word(&w->log, "error", strerrorname_np(-ev->result));
+		work_log(w, LOG_LEVEL_ERROR);
+		return;
+	}
+	c = client_new(w, ev->socket);
+	if (c == NULL) {
+		io_close(w->io, ev->socket);
+		stats_add(&w->stats->accept_errors, 1);
+		return;
+	}
+	io_adopt(w->io, ev->socket, &c->work);
+	stats_add(&w->stats->connections, 1);
+	w->talking++;
+	c->id = w->id_base << 32 | ++w->ids;
+	if (io_peer(w->io, ev->socket, (struct sockaddr *)&peer,
+		    sizeof(peer)) == 0)
+		(void)cidr_addr_from_sockaddr(&c->addr, &c->port,
+					      (const struct sockaddr *)&peer,
+					      sizeof(peer));
+	(void)cidr_addr_format(&c->addr, c->addr_text, sizeof(c->addr_text));
+	c->source = source_of(&c->addr);
+	session_init(&c->session, listener, c->lines,
+		     c->lines + SESSION_LINE_MAX, w->now_ms);
+	admit(w, c);
+}
+
+static void received(struct worker *w, struct client *c,
+		     const struct io_event *ev)
+{
+	c->receiving = ev->more;
+	if (ev->result > 0) {
+		c->octets_in += (uint64_t)ev->result;
+		stats_add(&w->stats->octets_in, (uint64_t)ev->result);
+		if (c->session.state == SESSION_CLOSED)
+			io_buf_put(w->io, ev->buf);
+		else
+			work_queue_buf(w, &c->in, ev->buf);
+		client_resume(w, c);
+		return;
+	}
+	if (ev->result == 0) {
+		c->eof = true;
+		client_resume(w, c);
+		return;
+	}
+	/* Reset: what it last said was not meant to be finished. */
+	const struct session_event gone = { .kind = SESSION_IN_GONE };
+
+	c->gone_told = true;
+	work_queue_drop(w, &c->in);
+	work_queue_drop(w, &c->out);
+	(void)tell(w, c, &gone);
+	if (!c->ending && c->socket != 0) {
+		c->ending = true;
+		io_close(w->io, c->socket);
+	}
+	settle(w, c);
+}
+
+void client_event(struct worker *w, struct client *c, const struct io_event *ev)
+{
+	switch (ev->kind) {
+	case IO_RECEIVED:
+		received(w, c, ev);
+		return;
+	case IO_SENT:
+		if (ev->result < 0) {
+			/* The receive will tell why, or time will. */
+			work_queue_drop(w, &c->out);
+			settle(w, c);
+			return;
+		}
+		c->sent_ms = w->now_ms;
+		client_resume(w, c);
+		return;
+	case IO_CLOSED:
+		c->socket = 0;
+		settle(w, c);
+		return;
+	case IO_ACCEPTED:
+	case IO_CONNECTED:
+	case IO_WOKEN:
+		break;
+	}
+	assert(ev->kind == IO_CLOSED);
+}
+
+void client_timer(struct worker *w, struct client *c)
+{
+	const struct session_event timeout = { .kind = SESSION_IN_TIMEOUT };
+	bool stuck = c->socket != 0 && !c->ending && is_sending(w, c) &&
+		     w->now_ms >= c->sent_ms + w->config->timeouts.send_ms;
+
+	if (stuck) {
+		kill_for(w, c, STATS_CLOSE_CLIENT_STUCK);
+		settle(w, c);
+	} else if (w->now_ms >= c->session.deadline_ms) {
+		client_tell(w, c, &timeout);
+	} else {
+		settle(w, c);
+	}
+}

@@ -1,0 +1,244 @@
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "proxy/config.h"
+#include "proxy/work.h"
+
+/*
+ * Probes: each backend's dialogue runs in its own struct prober, on reserve
+ * buffers, and holds a slot like any session.
+ */
+
+void work_log_change(struct worker *w, const struct backend_change *change)
+{
+	const struct backend *b;
+
+	if (!change->changed)
+		return;
+	b = &w->weir->farm->backends[change->index];
+	work_log_begin(w, "backend");
+	log_word(&w->log, "backend", b->name);
+	if (change->from != change->to) {
+		log_word(&w->log, "from", health_state_name(change->from));
+		log_word(&w->log, "to", health_state_name(change->to));
+	}
+	if (change->admin_from != change->admin_to) {
+		log_word(&w->log, "admin_from",
+			 backend_admin_name(change->admin_from));
+		log_word(&w->log, "admin_to",
+			 backend_admin_name(change->admin_to));
+	}
+	log_word(&w->log, "why", health_why_name(change->why));
+	if (change->until_ms > w->now_ms)
+		log_number(&w->log, "for_ms", change->until_ms - w->now_ms);
+	work_log(w, change->to == HEALTH_UP ? LOG_LEVEL_NOTICE
+					    : LOG_LEVEL_WARNING);
+}
+
+static struct prober *prober_of(struct worker *w, uint16_t index)
+{
+	return &w->probers[index];
+}
+
+static void finish(struct worker *w, struct prober *p)
+{
+	if (p->ending)
+		return;
+	p->ending = true;
+	timer_set(&w->wheel, &p->work.timer, TIMER_NEVER);
+	io_close(w->io, p->socket);
+}
+
+/* The last word: the slot goes back, and the verdict is told. */
+static void conclude(struct worker *w, struct prober *p)
+{
+	struct backend_change change = { 0 };
+	const struct probe_report *report = &p->probe.report;
+
+	balancer_probe_done(w->weir->farm, &p->slot, report, w->now_ms,
+			    io_random(w->io), &change);
+	stats_add(&w->stats->probes, 1);
+	if (change.changed && report->outcome != PROBE_OK &&
+	    report->outcome != PROBE_ABANDONED) {
+		work_log_begin(w, "probe");
+		log_word(&w->log, "backend",
+			 w->weir->farm->backends[p->slot.index].name);
+		log_word(&w->log, "outcome",
+			 probe_outcome_name(report->outcome));
+		log_word(&w->log, "step", probe_step_word(report->failed));
+		if (report->code != 0) {
+			log_number(&w->log, "code", report->code);
+			log_text(&w->log, "reply", report->text,
+				 report->text_len);
+		}
+		if (report->error != 0)
+			log_word(&w->log, "error", strerror(report->error));
+		work_log(w, LOG_LEVEL_WARNING);
+	}
+	work_log_change(w, &change);
+	p->busy = false;
+	assert(w->probing > 0);
+	w->probing--;
+}
+
+static void follow(struct worker *w, struct prober *p,
+		   const struct probe_plan *plan)
+{
+	struct io_buf *buf;
+
+	if (plan->done) {
+		finish(w, p);
+		return;
+	}
+	timer_set(&w->wheel, &p->work.timer, plan->deadline_ms);
+	if (plan->send == NULL)
+		return;
+	buf = io_buf_get(w->io, IO_RESERVE);
+	if (buf == NULL) {
+		/* Without words it will run into its deadline. */
+		stats_add(&w->stats->no_buffers, 1);
+		return;
+	}
+	assert(plan->send_len <= buf->room);
+	memcpy(buf->data, plan->send, plan->send_len);
+	buf->len = (uint32_t)plan->send_len;
+	buf->room -= (uint32_t)plan->send_len;
+	io_send(w->io, p->socket, buf);
+}
+
+static void step(struct worker *w, struct prober *p,
+		 const struct probe_event *event)
+{
+	struct probe_plan plan = { 0 };
+
+	if (p->ending)
+		return;
+	probe_step(&p->probe, event, w->now_ms, &plan);
+	follow(w, p, &plan);
+}
+
+static void begin(struct worker *w, const struct balancer_slot *slot)
+{
+	struct prober *p = prober_of(w, slot->index);
+	const struct backend *b = &w->weir->farm->backends[slot->index];
+	const struct config_health *health = &w->config->health;
+	const struct sockaddr *source = NULL;
+	struct probe_plan plan = { 0 };
+	int result;
+
+	assert(!p->busy);
+	p->work.kind = WORK_PROBE;
+	timer_init(&p->work.timer);
+	p->busy = true;
+	p->ending = p->receiving = false;
+	p->slot = *slot;
+	memcpy(p->rules, b->rules, sizeof(p->rules));
+	p->order = (struct probe_order){
+		.helo = health->helo,
+		.mail = health->mail,
+		.connect_ms = w->config->timeouts.backend_connect_ms,
+		.timeout_ms = health->timeout_ms,
+		.rules = p->rules,
+		.rule_count = b->rule_count,
+	};
+	w->probing++;
+	probe_begin(&p->probe, &p->order, w->now_ms, &plan);
+	if (b->source_len > 0)
+		source = (const struct sockaddr *)&b->source;
+	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
+			    &p->work, &p->socket);
+	if (result < 0) {
+		const struct probe_event failed = { .kind = PROBE_IN_FAILED,
+						    .error = -result };
+
+		probe_step(&p->probe, &failed, w->now_ms, &plan);
+		conclude(w, p);
+		return;
+	}
+	follow(w, p, &plan);
+}
+
+void probe_turn(struct worker *w)
+{
+	struct backend_change change = { 0 };
+	struct balancer_slot slot;
+
+	work_remove_leaving(w);
+	while (balancer_tick(w->weir->farm, w->now_ms, &change))
+		work_log_change(w, &change);
+	while (balancer_probe_claim(w->weir->farm, w->now_ms, &slot))
+		begin(w, &slot);
+}
+
+static void listen_to(struct worker *w, struct prober *p)
+{
+	if (p->receiving || p->ending)
+		return;
+	p->receiving = true;
+	io_recv(w->io, p->socket, IO_RESERVE, WORK_COMMAND_CREDIT);
+}
+
+static void received(struct worker *w, struct prober *p,
+		     const struct io_event *ev)
+{
+	struct probe_event event = { .kind = PROBE_IN_CLOSED };
+
+	p->receiving = ev->more;
+	if (ev->result < 0)
+		event.kind = PROBE_IN_RESET;
+	if (ev->result <= 0) {
+		step(w, p, &event);
+		return;
+	}
+	event.kind = PROBE_IN_OCTETS;
+	event.octets = ev->buf->data;
+	event.len = ev->buf->len;
+	step(w, p, &event);
+	io_buf_put(w->io, ev->buf);
+	listen_to(w, p);
+}
+
+void probe_event_in(struct worker *w, struct prober *p,
+		    const struct io_event *ev)
+{
+	const struct probe_event connected = { .kind = PROBE_IN_CONNECTED };
+	const struct probe_event failed = { .kind = PROBE_IN_FAILED,
+					    .error = -ev->result };
+
+	switch (ev->kind) {
+	case IO_CONNECTED:
+		if (ev->result == 0)
+			listen_to(w, p);
+		step(w, p, ev->result == 0 ? &connected : &failed);
+		return;
+	case IO_RECEIVED:
+		received(w, p, ev);
+		return;
+	case IO_CLOSED:
+		conclude(w, p);
+		return;
+	case IO_SENT: /* a broken one shows when receiving */
+	case IO_ACCEPTED:
+	case IO_WOKEN:
+		return;
+	}
+}
+
+void probe_timer(struct worker *w, struct prober *p)
+{
+	const struct probe_event time = { .kind = PROBE_IN_TIME };
+
+	step(w, p, &time);
+}
+
+void probe_stop(struct worker *w)
+{
+	const struct probe_event cancel = { .kind = PROBE_IN_CANCEL };
+
+	for (uint16_t i = 0; i < FARM_BACKENDS_MAX; i++) {
+		if (w->probers[i].busy)
+			step(w, &w->probers[i], &cancel);
+	}
+}

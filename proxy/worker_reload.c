@@ -1,0 +1,162 @@
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "proxy/config.h"
+#include "proxy/work.h"
+
+/*
+ * The farm as the configuration says it: at the start, and at a reload.
+ */
+
+static enum backend_admin admin_of(enum config_backend_state state)
+{
+	switch (state) {
+	case CONFIG_BACKEND_READY:
+		return BACKEND_READY;
+	case CONFIG_BACKEND_DRAIN:
+		return BACKEND_ADMIN_DRAIN;
+	case CONFIG_BACKEND_MAINT:
+		break;
+	}
+	return BACKEND_ADMIN_MAINT;
+}
+
+void weir_address_text(const struct config_address *address, char *text,
+		       size_t size)
+{
+	char addr[CIDR_ADDR_TEXT_MAX];
+
+	(void)cidr_addr_format(&address->addr, addr, sizeof(addr));
+	(void)snprintf(text, size,
+		       cidr_addr_is_v4(&address->addr) ? "%s:%u" : "[%s]:%u",
+		       addr, address->port);
+}
+
+enum farm_result weir_add_backend(struct farm *farm,
+				  const struct config_backend *from,
+				  int64_t now_ms)
+{
+	char text[BACKEND_ADDRESS_MAX];
+	struct backend_settings settings = {
+		.name = from->name,
+		.address = text,
+		.max_sessions = from->max_sessions,
+		.weight = from->weight,
+		.admin = admin_of(from->state),
+		.rules = from->busy_rules,
+		.rule_count = from->busy_rule_count,
+	};
+	uint16_t index;
+
+	static_assert((int)BACKEND_RULES_MAX >= (int)CONFIG_BUSY_RULES_MAX,
+		      "a backend holds all rules that it may be given");
+	weir_address_text(&from->address, text, sizeof(text));
+	settings.peer_len = (socklen_t)cidr_addr_to_sockaddr(
+		&from->address.addr, from->address.port, &settings.peer);
+	if (from->source_set)
+		settings.source_len = (socklen_t)cidr_addr_to_sockaddr(
+			&from->source, 0, &settings.source);
+	return farm_add(farm, &settings, now_ms, &index);
+}
+
+static const struct config_backend *in_config(const struct config *config,
+					      const char *name)
+{
+	for (unsigned i = 0; i < config->backend_count; i++) {
+		if (strcmp(config->backends[i].name, name) == 0)
+			return &config->backends[i];
+	}
+	return NULL;
+}
+
+static void log_backend(struct worker *w, const char *name, const char *what)
+{
+	work_log_begin(w, "reload");
+	log_word(&w->log, "backend", name);
+	log_word(&w->log, "change", what);
+	work_log(w, LOG_LEVEL_NOTICE);
+}
+
+static void change_backend(struct worker *w, struct backend *b,
+			   const struct config_backend *to)
+{
+	struct backend_change change = { 0 };
+	char text[BACKEND_ADDRESS_MAX];
+
+	w->leaving[b->index] = false;
+	weir_address_text(&to->address, text, sizeof(text));
+	if (strcmp(text, b->address) != 0) {
+		log_backend(w, b->name,
+			    "address differs: del backend, then reload");
+		return;
+	}
+	backend_set_weight(b, to->weight);
+	backend_set_max_sessions(b, to->max_sessions);
+	backend_set_admin(b, admin_of(to->state), &change);
+	work_log_change(w, &change);
+}
+
+static void retire_backend(struct worker *w, struct backend *b)
+{
+	struct backend_change change = { 0 };
+
+	backend_set_admin(b, BACKEND_ADMIN_DRAIN, &change);
+	work_log_change(w, &change);
+	w->leaving[b->index] = true;
+	log_backend(w, b->name, "drained, then removed");
+}
+
+static void change_farm(struct worker *w, const struct config *config)
+{
+	struct farm *farm = w->weir->farm;
+
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		struct backend *b = farm_at(farm, i);
+
+		if (b == NULL)
+			continue;
+		const struct config_backend *to = in_config(config, b->name);
+
+		if (to != NULL)
+			change_backend(w, b, to);
+		else
+			retire_backend(w, b);
+	}
+	for (unsigned i = 0; i < config->backend_count; i++) {
+		const struct config_backend *to = &config->backends[i];
+
+		if (farm_find(farm, to->name, strlen(to->name)) != NULL)
+			continue;
+		enum farm_result result = weir_add_backend(farm, to, w->now_ms);
+		log_backend(w, to->name,
+			    result == FARM_OK ? "added"
+					      : farm_result_name(result));
+	}
+}
+
+void work_remove_leaving(struct worker *w)
+{
+	struct farm *farm = w->weir->farm;
+
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		struct backend *b = farm_at(farm, i);
+
+		if (!w->leaving[i] || b == NULL)
+			continue;
+		if (farm_remove(farm, i) == FARM_OK) {
+			w->leaving[i] = false;
+			log_backend(w, b->name, "removed");
+		}
+	}
+}
+
+void worker_reload(struct worker *w, const struct config *config)
+{
+	assert(w->index == 0);
+	(void)pthread_mutex_lock(&w->mutex);
+	admission_configure(w->weir->admission, &config->admission.limits);
+	change_farm(w, config);
+	atomic_store_explicit(&w->weir->config, config, memory_order_release);
+	(void)pthread_mutex_unlock(&w->mutex);
+}

@@ -1,0 +1,750 @@
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "proxy/config.h"
+#include "proxy/work.h"
+
+/*
+ * Connections to backends.  A slot is taken before the connect and given back
+ * at IO_CLOSED, not before: what the backend counts, we count.
+ */
+
+static struct backend *backend_of(struct worker *w, const struct server *v)
+{
+	return &w->weir->farm->backends[v->slot.index];
+}
+
+/* ---- the pool ---- */
+
+static struct server *server_new(struct worker *w)
+{
+	struct server *v = w->free_servers;
+
+	if (v == NULL)
+		return NULL;
+	w->free_servers = v->next;
+	w->server_count++;
+	v->work.kind = WORK_SERVER;
+	timer_init(&v->work.timer);
+	v->socket = 0;
+	v->client = NULL;
+	v->next = v->prev = NULL;
+	v->in = v->out = (struct work_queue){ 0 };
+	v->receiving = v->served = v->lingering = false;
+	v->ending = v->noted = false;
+	v->heir = NULL;
+	v->until_ms = INT64_MAX;
+	v->sent_ms = w->now_ms;
+	return v;
+}
+
+static void unlinger(struct server *v)
+{
+	if (!v->lingering)
+		return;
+	v->lingering = false;
+	v->until_ms = INT64_MAX;
+	v->prev->next = v->next;
+	v->next->prev = v->prev;
+	v->next = v->prev = NULL;
+}
+
+static void detach(struct server *v)
+{
+	unlinger(v);
+	if (v->client != NULL) {
+		assert(v->client->server == v);
+		v->client->server = NULL;
+		v->client = NULL;
+	}
+}
+
+static void end(struct worker *w, struct server *v, bool reset)
+{
+	if (v->ending)
+		return;
+	detach(v);
+	v->ending = true;
+	timer_set(&w->wheel, &v->work.timer, TIMER_NEVER);
+	work_queue_drop(w, &v->in);
+	work_queue_drop(w, &v->out);
+	if (reset)
+		io_abort(w->io, v->socket);
+	else
+		io_close(w->io, v->socket);
+}
+
+static void set_timer(struct worker *w, struct server *v)
+{
+	int64_t at_ms = v->upstream.deadline_ms;
+
+	if (v->ending)
+		return;
+	if (v->until_ms < at_ms)
+		at_ms = v->until_ms;
+	if (v->out.octets > 0 || io_unsent(w->io, v->socket) > 0) {
+		int64_t stuck_ms = v->sent_ms +
+				   w->config->timeouts.backend_send_ms;
+
+		if (stuck_ms < at_ms)
+			at_ms = stuck_ms;
+	}
+	timer_set(&w->wheel, &v->work.timer, at_ms);
+}
+
+static void arm(struct worker *w, struct server *v)
+{
+	if (v->receiving || v->ending)
+		return;
+	v->receiving = true;
+	io_recv(w->io, v->socket, IO_SMALL, WORK_COMMAND_CREDIT);
+}
+
+void server_flush(struct worker *w, struct server *v)
+{
+	uint64_t octets = 0;
+
+	if (v->ending || v->out.first == NULL)
+		return;
+	if (io_unsent(w->io, v->socket) == 0)
+		v->sent_ms = w->now_ms;
+	work_queue_flush(w, &v->out, v->socket, &octets);
+	backend_count(backend_of(w, v), BACKEND_COUNT_octets_out, octets);
+	set_timer(w, v);
+}
+
+/* ---- what was seen, for the balancer ---- */
+
+static void note(struct worker *w, struct server *v,
+		 const struct balancer_outcome *outcome)
+{
+	struct backend_change change = { 0 };
+
+	balancer_note(w->weir->farm, &v->slot, outcome, w->now_ms,
+		      io_random(w->io), &change);
+	work_log_change(w, &change);
+}
+
+static void note_ok(struct worker *w, struct server *v, enum busy_stage stage)
+{
+	const struct balancer_outcome outcome = {
+		.failure = BALANCER_REPLIED,
+		.class = BUSY_OK,
+		.stage = stage,
+		.source = v->client != NULL ? v->client->source : 0,
+	};
+
+	note(w, v, &outcome);
+}
+
+/*
+ * The same words from a second backend for the same client: it was not the
+ * first one's fault (BUSY.md, section 6).
+ */
+static void blame(struct worker *w, struct server *v,
+		  const struct balancer_outcome *outcome)
+{
+	struct client *c = v->client;
+
+	if (c == NULL || outcome->failure != BALANCER_REPLIED)
+		return;
+	if (c->blamed_set && c->blamed.class == outcome->class &&
+	    c->blamed_slot.index != v->slot.index)
+		balancer_unnote(w->weir->farm, &c->blamed_slot, &c->blamed,
+				w->now_ms);
+	c->blamed_set = true;
+	c->blamed_slot = v->slot;
+	c->blamed = *outcome;
+}
+
+/* A refusal that the client need not see is worth a line of its own. */
+static void log_refusal(struct worker *w, const struct server *v,
+			const struct balancer_outcome *outcome,
+			const char *rule)
+{
+	const struct client *c = v->client;
+	const struct smtp_reply_parser *r = &v->upstream.reply;
+
+	work_log_begin(w, "backend_refused");
+	log_word(&w->log, "backend",
+		 w->weir->farm->backends[v->slot.index].name);
+	log_word(&w->log, "stage", busy_stage_name(outcome->stage));
+	log_word(&w->log, "class", busy_class_name(outcome->class));
+	log_word(&w->log, "rule", rule);
+	if (outcome->failure != BALANCER_REPLIED) {
+		log_word(&w->log, "failure",
+			 balancer_failure_name(outcome->failure));
+	} else {
+		log_number(&w->log, "code", r->code);
+		log_text(&w->log, "reply", r->text, r->text_len);
+	}
+	if (c != NULL)
+		log_word(&w->log, "client", c->addr_text);
+	work_log(w, LOG_LEVEL_INFO);
+}
+
+/* Classify the reply just read.  Notes and logs what is not plain OK. */
+static struct busy_verdict judge(struct worker *w, struct server *v)
+{
+	const struct smtp_reply_parser *r = &v->upstream.reply;
+	const struct backend *b = backend_of(w, v);
+	struct busy_reply reply = {
+		.stage = v->upstream.stage,
+		.ident = BUSY_IDENT_PROXY,
+		.code = r->code,
+		.text = r->text,
+		.text_len = r->text_len,
+		.client_ip = v->client != NULL ? v->client->addr_text : NULL,
+	};
+	struct balancer_outcome outcome = {
+		.failure = BALANCER_REPLIED,
+		.stage = v->upstream.stage,
+		.source = v->client != NULL ? v->client->source : 0,
+	};
+	struct busy_verdict verdict;
+
+	(void)smtp_reply_esc(r->head, r->head_len, &reply.esc);
+	verdict = busy_classify(&reply, b->rules, b->rule_count);
+	if (verdict.class == BUSY_OK && reply.stage != BUSY_STAGE_MAIL &&
+	    reply.stage != BUSY_STAGE_EOD)
+		return verdict;
+	outcome.class = verdict.class;
+	outcome.strong = verdict.rule == BUSY_RULE_R6 ||
+			 (reply.esc.subject == 3 && reply.esc.detail == 1);
+	note(w, v, &outcome);
+	if (verdict.class != BUSY_OK && verdict.class != BUSY_POLICY) {
+		log_refusal(w, v, &outcome, busy_rule_name(verdict.rule));
+		blame(w, v, &outcome);
+	}
+	return verdict;
+}
+
+/* ---- failures ---- */
+
+static enum busy_silence silence_of(enum balancer_failure failure,
+				    enum busy_stage stage)
+{
+	switch (failure) {
+	case BALANCER_REFUSED:
+	case BALANCER_UNREACHABLE:
+		return BUSY_SILENCE_REFUSED;
+	case BALANCER_TIMEOUT:
+		return BUSY_SILENCE_TIMEOUT;
+	case BALANCER_RESET:
+		return BUSY_SILENCE_RESET;
+	case BALANCER_SILENT:
+		return BUSY_SILENCE_GREET_LATE;
+	case BALANCER_CLOSED:
+		return BUSY_SILENCE_GREET_EOF;
+	case BALANCER_STALLED:
+		return stage == BUSY_STAGE_EOD ? BUSY_SILENCE_FINAL_LATE
+					       : BUSY_SILENCE_REPLY_LATE;
+	case BALANCER_GARBLED:
+		return BUSY_SILENCE_GARBLED;
+	case BALANCER_REPLIED:
+	case BALANCER_LOST:
+	case BALANCER_FAILURE_COUNT:
+		break;
+	}
+	return BUSY_SILENCE_LOST;
+}
+
+static void count_lost(struct backend *b, const struct client *c)
+{
+	if (c->session.state == SESSION_BINDING ||
+	    c->session.state == SESSION_MAIL)
+		backend_count(b, BACKEND_COUNT_retried_away, 1);
+	else if (c->session.state == SESSION_FINAL)
+		backend_count(b, BACKEND_COUNT_unknown, 1);
+	else
+		backend_count(b, BACKEND_COUNT_lost, 1);
+}
+
+/* Tell the session that this connection is of no use, and close it. */
+static void give_up(struct worker *w, struct server *v, enum busy_class class,
+		    enum busy_stage stage, bool with_text)
+{
+	struct client *c = v->client;
+	struct session_event event = {
+		.kind = SESSION_IN_LOST,
+		.class = class,
+		.stage = stage,
+		.more = true,
+	};
+	char text[SMTP_REPLY_TEXT_MAX];
+
+	if (c == NULL) {
+		end(w, v, false);
+		return;
+	}
+	count_lost(backend_of(w, v), c);
+	if (c->session.state == SESSION_BINDING)
+		event.kind = SESSION_IN_UNBOUND;
+	if (with_text) {
+		/* The session may take this server's place in the pool. */
+		event.len = v->upstream.reply.text_len;
+		memcpy(text, v->upstream.reply.text, event.len);
+		event.data = text;
+		event.code = v->upstream.reply.code;
+		event.more = busy_within(busy_actions(class)->retry, stage);
+	}
+	end(w, v, false);
+	client_tell(w, c, &event);
+}
+
+static void failed(struct worker *w, struct server *v,
+		   enum balancer_failure failure)
+{
+	enum busy_stage stage = upstream_awaits(&v->upstream);
+	struct busy_verdict verdict = busy_silence(silence_of(failure, stage));
+	const struct balancer_outcome outcome = {
+		.failure = failure,
+		.class = verdict.class,
+		.stage = stage,
+		.source = v->client != NULL ? v->client->source : 0,
+	};
+
+	/* An idle connection, or one that we part from, may be ended. */
+	if (v->lingering || v->upstream.state == UPSTREAM_QUITTING) {
+		end(w, v, false);
+		return;
+	}
+	note(w, v, &outcome);
+	log_refusal(w, v, &outcome, busy_rule_name(verdict.rule));
+	give_up(w, v, verdict.class, stage, false);
+}
+
+/* ---- replies ---- */
+
+static void ready(struct worker *w, struct server *v)
+{
+	struct session_event event = {
+		.kind = SESSION_IN_BOUND,
+		.ext = v->upstream.ehlo.ext,
+		.pipelining = (v->upstream.ehlo.ext & SMTP_EXT_PIPELINING) != 0,
+	};
+
+	v->noted = true;
+	note_ok(w, v, BUSY_STAGE_GREET);
+	set_timer(w, v);
+	if (v->client != NULL)
+		client_tell(w, v->client, &event);
+	else
+		server_quit(w, v);
+}
+
+static void refused(struct worker *w, struct server *v)
+{
+	struct busy_verdict verdict = judge(w, v);
+
+	give_up(w, v, verdict.class, v->upstream.stage, true);
+}
+
+static void keep_words(struct client *c, const struct server *v)
+{
+	const struct smtp_reply_parser *r = &v->upstream.reply;
+	size_t start = 0;
+	size_t len;
+
+	len = r->text_len < sizeof(c->reply) ? r->text_len : sizeof(c->reply);
+	memcpy(c->reply, r->text, len);
+	c->reply_len = (uint16_t)len;
+	if (v->upstream.stage != BUSY_STAGE_EOD || r->code / 100 != 2)
+		return;
+	len = smtp_reply_queue_id(r->head, r->head_len, &start);
+	if (len > sizeof(c->queue_id))
+		len = sizeof(c->queue_id);
+	memcpy(c->queue_id, r->head + start, len);
+	c->queue_id_len = (uint16_t)len;
+}
+
+static void replied(struct worker *w, struct server *v, enum session_in kind)
+{
+	struct client *c = v->client;
+	struct busy_verdict verdict = judge(w, v);
+	struct session_event event = {
+		.kind = kind,
+		.stage = v->upstream.stage,
+		.class = verdict.class,
+		.code = v->upstream.reply.code,
+		.data = v->upstream.raw,
+		.len = v->upstream.raw_len,
+	};
+	struct backend *b = backend_of(w, v);
+
+	set_timer(w, v);
+	if (v->lingering) {
+		/* Nothing was asked: it says goodbye (421), or nonsense. */
+		end(w, v, false);
+		return;
+	}
+	if (c == NULL)
+		return;
+	keep_words(c, v);
+	if (kind == SESSION_IN_REPLY && event.code / 100 == 2) {
+		if (event.stage == BUSY_STAGE_RCPT)
+			backend_count(b, BACKEND_COUNT_rcpts, 1);
+		if (event.stage == BUSY_STAGE_EOD)
+			backend_count(b, BACKEND_COUNT_messages, 1);
+	}
+	client_tell(w, c, &event);
+	if (kind == SESSION_IN_EARLY && !v->ending && v->client == c)
+		give_up(w, v, BUSY_SICK, event.stage, false);
+}
+
+static void feed(struct worker *w, struct server *v)
+{
+	while (v->in.first != NULL && !v->ending) {
+		struct upstream *u = &v->upstream;
+		size_t used = 0;
+		enum upstream_said said = upstream_feed(u, v->in.first->data,
+							v->in.first->len,
+							w->now_ms, &used);
+
+		work_queue_eat(w, &v->in, used);
+		switch (said) {
+		case UPSTREAM_MORE:
+			break;
+		case UPSTREAM_SAY:
+			if (!work_queue_text(w, &v->out, IO_SMALL, u->say,
+					     u->say_len)) {
+				failed(w, v, BALANCER_LOST);
+				break;
+			}
+			server_flush(w, v);
+			break;
+		case UPSTREAM_IS_READY:
+			ready(w, v);
+			break;
+		case UPSTREAM_REFUSED:
+			refused(w, v);
+			break;
+		case UPSTREAM_REPLY:
+			replied(w, v, SESSION_IN_REPLY);
+			break;
+		case UPSTREAM_EARLY:
+			replied(w, v, SESSION_IN_EARLY);
+			break;
+		case UPSTREAM_GARBAGE:
+			failed(w, v, BALANCER_GARBLED);
+			break;
+		case UPSTREAM_BYE:
+			end(w, v, false);
+			break;
+		}
+	}
+}
+
+/* ---- binding ---- */
+
+static bool still_good(struct worker *w, const struct server *v,
+		       const struct client *c)
+{
+	const struct backend *b = backend_of(w, v);
+	const struct session *s = &c->session;
+
+	return v->upstream.state == UPSTREAM_READY && v->upstream.due == 0 &&
+	       v->in.first == NULL && strlen(v->name) == s->helo_len &&
+	       memcmp(v->name, s->helo, s->helo_len) == 0 &&
+	       (s->need & ~v->upstream.ehlo.ext) == 0 &&
+	       backend_admin_state(b) == BACKEND_READY &&
+	       health_admits(backend_state(b));
+}
+
+/* Connect to the backend whose slot v has. */
+static int begin(struct worker *w, struct server *v, struct client *c)
+{
+	struct backend *b = backend_of(w, v);
+	const struct sockaddr *source = NULL;
+	const struct session *s = &c->session;
+	int result;
+
+	if (b->source_len > 0)
+		source = (const struct sockaddr *)&b->source;
+	memcpy(v->name, s->helo, s->helo_len);
+	v->name[s->helo_len] = '\0';
+	upstream_begin(&v->upstream, v->name, s->helo_len, &w->timeouts,
+		       w->now_ms);
+	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
+			    &v->work, &v->socket);
+	if (result < 0)
+		return result;
+	stats_add(&w->stats->backend_connects, 1);
+	set_timer(w, v);
+	return 0;
+}
+
+static void server_free(struct worker *w, struct server *v)
+{
+	balancer_release(w->weir->farm, &v->slot);
+	v->next = w->free_servers;
+	w->free_servers = v;
+	assert(w->server_count > 0);
+	w->server_count--;
+}
+
+/* A slot is free that this client has been waiting for. */
+static bool reclaim(struct worker *w, struct client *c)
+{
+	struct server *v = w->lingering.next;
+
+	while (v != &w->lingering && v->heir != NULL)
+		v = v->next;
+	if (v == &w->lingering)
+		return false;
+	server_quit(w, v);
+	v->heir = c;
+	c->waits_for = v;
+	return true;
+}
+
+static void remember_tried(struct client *c, uint16_t index)
+{
+	if (c->need.tried_count < BALANCER_TRIED_MAX)
+		c->need.tried[c->need.tried_count++] = index;
+}
+
+bool server_bind(struct worker *w, struct client *c,
+		 struct session_event *event)
+{
+	struct backend_change change = { 0 };
+	struct server *v = c->server;
+	enum balancer_verdict verdict;
+
+	*event = (struct session_event){ .kind = SESSION_IN_UNBOUND,
+					 .stage = BUSY_STAGE_TCP,
+					 .class = BUSY_BUSY };
+	if (c->session.message.tries <= 1)
+		c->need.tried_count = 0;
+	c->need.ext = c->session.need;
+	c->need.size = c->session.size_said;
+	if (v != NULL && still_good(w, v, c)) {
+		unlinger(v);
+		set_timer(w, v);
+		event->kind = SESSION_IN_BOUND;
+		event->reused = true;
+		event->ext = v->upstream.ehlo.ext;
+		event->pipelining = (v->upstream.ehlo.ext &
+				     SMTP_EXT_PIPELINING) != 0;
+		return false;
+	}
+	if (v != NULL)
+		server_quit(w, v);
+	v = server_new(w);
+	if (v == NULL)
+		return false;
+	verdict = balancer_reserve(w->weir->farm, &c->need, w->now_ms,
+				   io_random(w->io), &v->slot, &change);
+	work_log_change(w, &change);
+	if (verdict != BALANCER_PICKED) {
+		v->next = w->free_servers;
+		w->free_servers = v;
+		w->server_count--;
+		return verdict == BALANCER_ALL_FULL && reclaim(w, c);
+	}
+	v->client = c;
+	c->server = v;
+	remember_tried(c, v->slot.index);
+	memcpy(c->backend, backend_of(w, v)->name, sizeof(c->backend));
+	if (begin(w, v, c) < 0) {
+		detach(v);
+		server_free(w, v);
+		return false;
+	}
+	return true;
+}
+
+/* ---- what the session orders ---- */
+
+void server_command(struct worker *w, struct server *v, const char *text,
+		    size_t len, enum busy_stage stage)
+{
+	if (!work_queue_text(w, &v->out, IO_SMALL, text, len)) {
+		/* Without its command no reply will come. */
+		v->upstream.deadline_ms = w->now_ms;
+		set_timer(w, v);
+		return;
+	}
+	server_sent(w, v, stage);
+}
+
+void server_sent(struct worker *w, struct server *v, enum busy_stage stage)
+{
+	upstream_sent(&v->upstream, stage, w->now_ms);
+	set_timer(w, v);
+}
+
+void server_keep(struct worker *w, struct server *v)
+{
+	const struct backend *b = backend_of(w, v);
+	int64_t linger_ms = w->config->farm.linger_ms;
+
+	if (linger_ms == 0 || w->draining || v->upstream.due > 0 ||
+	    v->upstream.state != UPSTREAM_READY || v->in.first != NULL ||
+	    backend_admin_state(b) != BACKEND_READY) {
+		server_quit(w, v);
+		return;
+	}
+	v->served = true;
+	v->lingering = true;
+	v->until_ms = w->now_ms + linger_ms;
+	v->next = &w->lingering;
+	v->prev = w->lingering.prev;
+	v->prev->next = v;
+	w->lingering.prev = v;
+	set_timer(w, v);
+}
+
+void server_quit(struct worker *w, struct server *v)
+{
+	if (v->ending)
+		return;
+	detach(v);
+	if (v->upstream.state != UPSTREAM_READY) {
+		if (v->upstream.state != UPSTREAM_QUITTING)
+			end(w, v, false);
+		return;
+	}
+	upstream_quit(&v->upstream, w->now_ms);
+	if (!work_queue_text(w, &v->out, IO_SMALL, v->upstream.say,
+			     v->upstream.say_len)) {
+		end(w, v, false);
+		return;
+	}
+	server_flush(w, v);
+	set_timer(w, v);
+}
+
+void server_reset(struct worker *w, struct server *v)
+{
+	end(w, v, true);
+}
+
+/* ---- events ---- */
+
+static void connected(struct worker *w, struct server *v, int result)
+{
+	switch (-result) {
+	case 0:
+		upstream_connected(&v->upstream, w->now_ms);
+		arm(w, v);
+		set_timer(w, v);
+		return;
+	case ECONNREFUSED:
+		failed(w, v, BALANCER_REFUSED);
+		return;
+	case ETIMEDOUT:
+		failed(w, v, BALANCER_TIMEOUT);
+		return;
+	case ECONNRESET:
+		failed(w, v, BALANCER_RESET);
+		return;
+	default:
+		failed(w, v, BALANCER_UNREACHABLE);
+		return;
+	}
+}
+
+static void stream_ended(struct worker *w, struct server *v, bool reset)
+{
+	if (v->upstream.state == UPSTREAM_GREETING)
+		failed(w, v, reset ? BALANCER_RESET : BALANCER_CLOSED);
+	else
+		failed(w, v, BALANCER_LOST);
+}
+
+static void closed(struct worker *w, struct server *v)
+{
+	struct client *heir = v->heir;
+	struct session_event event;
+
+	assert(v->client == NULL);
+	v->heir = NULL;
+	server_free(w, v);
+	if (heir == NULL)
+		return;
+	heir->waits_for = NULL;
+	if (heir->session.state == SESSION_BINDING && heir->server == NULL &&
+	    !server_bind(w, heir, &event))
+		client_tell(w, heir, &event);
+}
+
+void server_event(struct worker *w, struct server *v, const struct io_event *ev)
+{
+	switch (ev->kind) {
+	case IO_CONNECTED:
+		connected(w, v, ev->result);
+		return;
+	case IO_RECEIVED:
+		v->receiving = ev->more;
+		if (ev->result <= 0) {
+			stream_ended(w, v, ev->result < 0);
+			return;
+		}
+		backend_count(backend_of(w, v), BACKEND_COUNT_octets_in,
+			      (uint64_t)ev->result);
+		work_queue_buf(w, &v->in, ev->buf);
+		feed(w, v);
+		arm(w, v);
+		return;
+	case IO_SENT:
+		/* After an error what it last said may still be read. */
+		if (ev->result < 0)
+			return;
+		v->sent_ms = w->now_ms;
+		server_flush(w, v);
+		set_timer(w, v);
+		if (v->client != NULL && !v->lingering)
+			client_resume(w, v->client);
+		return;
+	case IO_CLOSED:
+		closed(w, v);
+		return;
+	case IO_ACCEPTED:
+	case IO_WOKEN:
+		break;
+	}
+	assert(ev->kind != IO_ACCEPTED);
+}
+
+void server_timer(struct worker *w, struct server *v)
+{
+	const struct upstream *u = &v->upstream;
+
+	if (v->ending)
+		return;
+	if (w->now_ms >= v->until_ms) {
+		server_quit(w, v);
+		return;
+	}
+	if (w->now_ms < u->deadline_ms) {
+		bool sending = v->out.octets > 0 ||
+			       io_unsent(w->io, v->socket) > 0;
+
+		if (sending &&
+		    w->now_ms >=
+			    v->sent_ms + w->config->timeouts.backend_send_ms)
+			failed(w, v, BALANCER_STALLED);
+		else
+			set_timer(w, v);
+		return;
+	}
+	switch (u->state) {
+	case UPSTREAM_CONNECTING:
+		failed(w, v, BALANCER_TIMEOUT);
+		return;
+	case UPSTREAM_GREETING:
+		failed(w, v, BALANCER_SILENT);
+		return;
+	case UPSTREAM_EHLO:
+	case UPSTREAM_HELO:
+	case UPSTREAM_READY:
+		failed(w, v, BALANCER_STALLED);
+		return;
+	case UPSTREAM_QUITTING:
+		end(w, v, false);
+		return;
+	}
+}
