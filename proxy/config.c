@@ -307,14 +307,15 @@ static void open_section(struct config_reading *r, enum config_section section,
 {
 	void *base = NULL;
 
-	if (sane && config_sections[section].named)
+	if (sane && config_sections[section].named) {
 		base = named_base(r, section, name);
-	else if (sane && name.len > 0)
+	} else if (sane && name.len > 0) {
 		complain(r, "[%s] takes no name",
 			 config_sections[section].name);
-	else if (sane && r->began[section] > 0)
+	} else if (sane && r->began[section] > 0) {
 		complain(r, "[%s] is given twice, first in line %u",
 			 config_sections[section].name, r->began[section]);
+	}
 	if (base == NULL)
 		base = stray_base(r, section);
 	if (r->began[section] == 0)
@@ -542,18 +543,28 @@ static void open_absent_sections(struct config_reading *r)
 		complain_at(r, 0, "no [backend NAME]: need at least one");
 }
 
+/* Names that were left to the system: it may have none, or a strange one. */
 static void fill_names(struct config_reading *r)
 {
 	struct config_weir *weir = &r->config->weir;
 	struct config_health *health = &r->config->health;
+	char name[CONFIG_HOST_MAX] = "";
+	struct config_put p = {
+		.key = config_find_key(CONFIG_SECTION_WEIR,
+				       config_span_of("hostname")),
+		.base = weir,
+	};
 
+	if (gethostname(name, sizeof(name) - 1) != 0)
+		name[0] = '\0';
+	p.text = config_span_of(name);
+	assert(p.key != NULL);
 	if (weir->hostname[0] == '\0' &&
-	    gethostname(weir->hostname, sizeof(weir->hostname) - 1) != 0)
-		weir->hostname[0] = '\0';
-	if (weir->hostname[0] == '\0')
+	    (p.text.len == 0 || !config_put_value(&p))) {
 		complain_at(r, 0,
-			    "the system has no host name: set hostname in "
-			    "[weir]");
+			    "the system has no host name that is fit for "
+			    "mail: set hostname in [weir]");
+	}
 	if (health->helo[0] == '\0')
 		memcpy(health->helo, weir->hostname, sizeof(health->helo));
 }

@@ -367,14 +367,32 @@ static size_t describe_range(const struct config_key *key,
 	return config_print(buf, cap, "%s from %s to %s", what, low, high);
 }
 
+/* Of kinds that always take the same. */
+static const char *const fixed_texts[] = {
+	[CONFIG_KIND_RATE] = "off, or a rate per s, m or h like 30/m or 30/m "
+			     "burst 10",
+	[CONFIG_KIND_MODE] = "octal permissions like 0660",
+	[CONFIG_KIND_HOST] = "a host name or an [address]",
+	[CONFIG_KIND_LOG] = "stderr, journal, syslog or an absolute path",
+	[CONFIG_KIND_ENDPOINT] = "numeric ADDRESS:PORT or [IPV6]:PORT (host "
+				 "names are for a later release)",
+	[CONFIG_KIND_ADDRESS] = "an IPv4 or IPv6 address",
+	[CONFIG_KIND_NETS] = "networks like 10.0.0.0/8 and 2001:db8::/32, or "
+			     "addresses",
+	[CONFIG_KIND_NETS_FILE] = "absolute paths of files with one network a "
+				  "line",
+	[CONFIG_KIND_BUSY_RULE] = "STAGE [CODE] [X.Y.Z] [TEXT] => CLASS, like "
+				  "MAIL 452 4.3.1 => busy",
+};
+
 size_t config_describe(const struct config_key *key, char *buf, size_t cap)
 {
+	unsigned long long min = key->min, max = key->max;
+
 	switch (key->kind) {
 	case CONFIG_KIND_COUNT:
-		return config_print(buf, cap,
-				    "a whole number from %llu to %llu",
-				    (unsigned long long)key->min,
-				    (unsigned long long)key->max);
+		return config_print(
+			buf, cap, "a whole number from %llu to %llu", min, max);
 	case CONFIG_KIND_DURATION:
 		return describe_range(key, config_time_units,
 				      "a duration in ms, s, m or h,", buf, cap);
@@ -383,65 +401,40 @@ size_t config_describe(const struct config_key *key, char *buf, size_t cap)
 				      "a size in octets, K, M or G,", buf, cap);
 	case CONFIG_KIND_PERCENT:
 		return config_print(buf, cap,
-				    "a percentage from %llu%% to %llu%%",
-				    (unsigned long long)key->min,
-				    (unsigned long long)key->max);
-	case CONFIG_KIND_RATE:
-		return config_print(buf, cap,
-				    "off, or a rate per s, m or h like 30/m or "
-				    "30/m burst 10");
-	case CONFIG_KIND_MODE:
-		return config_print(buf, cap, "octal permissions like 0660");
+				    "a percentage from %llu%% to %llu%%", min,
+				    max);
 	case CONFIG_KIND_WORD:
 		return describe_words(key->words, buf, cap);
-	case CONFIG_KIND_HOST:
-		return config_print(buf, cap, "a host name or an [address]");
 	case CONFIG_KIND_PATH:
 		return config_print(buf, cap,
 				    "an absolute path of at most %llu octets",
-				    (unsigned long long)key->max);
+				    max);
 	case CONFIG_KIND_USER:
 		return config_print(buf, cap, "a name of at most %llu octets",
-				    (unsigned long long)key->max);
+				    max);
 	case CONFIG_KIND_TEXT:
-		return config_print(
-			buf, cap,
-			"at most %llu printable ASCII characters, no "
-			"quotes",
-			(unsigned long long)key->max);
-	case CONFIG_KIND_LOG:
-		return config_print(
-			buf, cap,
-			"stderr, journal, syslog or an absolute path");
+		return config_print(buf, cap,
+				    "at most %llu printable ASCII characters, "
+				    "no quotes",
+				    max);
 	case CONFIG_KIND_LISTEN:
-		return config_print(
-			buf, cap,
-			"numeric ADDRESS:PORT or [IPV6]:PORT, at most %d",
-			CONFIG_LISTEN_MAX);
+		return config_print(buf, cap,
+				    "numeric ADDRESS:PORT or [IPV6]:PORT, at "
+				    "most %d",
+				    CONFIG_LISTEN_MAX);
+	case CONFIG_KIND_RATE:
+	case CONFIG_KIND_MODE:
+	case CONFIG_KIND_HOST:
+	case CONFIG_KIND_LOG:
 	case CONFIG_KIND_ENDPOINT:
-		return config_print(
-			buf, cap,
-			"numeric ADDRESS:PORT or [IPV6]:PORT (host names "
-			"are for a later release)");
 	case CONFIG_KIND_ADDRESS:
-		return config_print(buf, cap, "an IPv4 or IPv6 address");
 	case CONFIG_KIND_NETS:
-		return config_print(
-			buf, cap,
-			"networks like 10.0.0.0/8 and 2001:db8::/32, or "
-			"addresses");
 	case CONFIG_KIND_NETS_FILE:
-		return config_print(
-			buf, cap,
-			"absolute paths of files with one network a "
-			"line");
 	case CONFIG_KIND_BUSY_RULE:
-		return config_print(
-			buf, cap,
-			"STAGE [CODE] [X.Y.Z] [TEXT] => CLASS, like MAIL "
-			"452 4.3.1 => busy");
+		break;
 	}
-	return 0;
+	assert(fixed_texts[key->kind] != NULL);
+	return config_print(buf, cap, "%s", fixed_texts[key->kind]);
 }
 
 size_t config_key_count(void)
@@ -503,9 +496,9 @@ void config_describe_unknown_key(enum config_section section,
 		    config_nearer(name, config_keys[i].name, &best))
 			near = &config_keys[i];
 	}
-	if (near != NULL)
-		config_print(buf + len, cap - len, "did you mean \"%s\"?",
-			     near->name);
-	else
+	if (near == NULL) {
 		config_print(buf + len, cap - len, "weir.ini(5) has them all");
+		return;
+	}
+	config_print(buf + len, cap - len, "did you mean \"%s\"?", near->name);
 }

@@ -56,7 +56,7 @@ static char *errors_of(const char *text, size_t len)
 {
 	/* A private copy, so that ASan sees reads past the end. */
 	char *copy = malloc(len + 1);
-	char *all = calloc(1, sizeof(*report));
+	char *all = calloc(CONFIG_ERRORS_MAX + 1, CONFIG_ERROR_MAX);
 	size_t at = 0;
 
 	assert_non_null(copy);
@@ -542,32 +542,30 @@ static void each_value_of_a_named_section_is_taken_or_refused(void **state)
 	}
 }
 
-static void values_land_in_their_fields(void **state)
-{
-	(void)state;
-	struct cidr_addr addr;
-	struct config *config = parse_good(
-		"\xef\xbb\xbf[weir] ; a byte order mark, and a comment\r\n"
-		"\thostname\t=  mx.example \r\n"
-		"workers = 3\n log = /var/log/weir\nlog_level = err\n"
-		"log_format = json\ncontrol_mode = 0600\nuser = mail\n"
-		"[listener in.1]\nlisten = 192.0.2.1:25 , [2001:db8::1]:587\n"
-		"listen = 127.0.0.1:26\nsize = 25M\nearly_talkers = log\n"
-		"greeting_delay = 1500ms\nbanner = hello there ; you\n"
-		"[listener in_2]\n"
-		"[admission]\nmax_sessions = 7\nsession_rate = 120/h burst 40\n"
-		"recipient_rate = 5/s\nipv6_source_prefix = 56\n"
-		"deny = 10.0.0.0/8\ndeny = 192.0.2.0/24, 2001:db8::/32\n"
-		"allow = 192.0.2.77\ntarpit = 5s\nstress_high = 0%\n"
-		"[timeouts]\nsession = 1h\nbackend_quit = 0\n"
-		"[health]\nprobe = off\nmail = on\nmax_ejected = 20%\n"
-		"[backend a]\naddress = [2001:db8::2]:2525\nstate = drain\n"
-		"source = 192.0.2.9\nweight = 7\n"
-		"busy_rule = MAIL 452 4.3.1 => busy\n"
-		"busy_rule = any 450 a, b => policy\n"
-		"[backend b]\naddress = 192.0.2.3:25\n"
-		"[farm]\ntries = 9\n");
+static const char all_kinds[] =
+	"\xef\xbb\xbf[weir] ; a byte order mark, and a comment\r\n"
+	"\thostname\t=  mx.example \r\n"
+	"workers = 3\n log = /var/log/weir\nlog_level = err\n"
+	"log_format = json\ncontrol_mode = 0600\nuser = mail\n"
+	"[listener in.1]\nlisten = 192.0.2.1:25 , [2001:db8::1]:587\n"
+	"listen = 127.0.0.1:26\nsize = 25M\nearly_talkers = log\n"
+	"greeting_delay = 1500ms\nbanner = hello there ; you\n"
+	"[listener in_2]\n"
+	"[admission]\nmax_sessions = 7\nsession_rate = 120/h burst 40\n"
+	"recipient_rate = 5/s\nipv6_source_prefix = 56\n"
+	"deny = 10.0.0.0/8\ndeny = 192.0.2.0/24, 2001:db8::/32\n"
+	"allow = 192.0.2.77\ntarpit = 5s\nstress_high = 0%\n"
+	"[timeouts]\nsession = 1h\nbackend_quit = 0\n"
+	"[health]\nprobe = off\nmail = on\nmax_ejected = 20%\n"
+	"[backend a]\naddress = [2001:db8::2]:2525\nstate = drain\n"
+	"source = 192.0.2.9\nweight = 7\n"
+	"busy_rule = MAIL 452 4.3.1 => busy\n"
+	"busy_rule = any 450 a, b => policy\n"
+	"[backend b]\naddress = 192.0.2.3:25\n"
+	"[farm]\ntries = 9\n";
 
+static void check_weir(const struct config *config)
+{
 	assert_string_equal(config->weir.hostname, "mx.example");
 	assert_int_equal(config->weir.workers, 3);
 	assert_int_equal(config->weir.log, LOGGER_FILE);
@@ -576,6 +574,12 @@ static void values_land_in_their_fields(void **state)
 	assert_int_equal(config->weir.log_format, CONFIG_LOG_JSON);
 	assert_int_equal(config->weir.control_mode, 0600);
 	assert_string_equal(config->weir.user, "mail");
+}
+
+static void check_listeners(const struct config *config)
+{
+	struct cidr_addr addr;
+
 	assert_int_equal(config->listener_count, 2);
 
 	const struct config_listener *listener = &config->listeners[0];
@@ -591,7 +595,11 @@ static void values_land_in_their_fields(void **state)
 	assert_int_equal(listener->greeting_delay_ms, 1500);
 	assert_string_equal(listener->banner, "hello there");
 	assert_int_equal(config->listeners[1].listen_count, 1);
+}
 
+static void check_admission(const struct config *config)
+{
+	struct cidr_addr addr;
 	const struct config_admission *admission = &config->admission;
 	const struct admission_rate_limit *rates = admission->limits.rates;
 
@@ -611,7 +619,10 @@ static void values_land_in_their_fields(void **state)
 	assert_true(cidr_set_has(admission->limits.allow, &addr));
 	assert_true(cidr_addr_parse("192.0.3.77", 10, &addr));
 	assert_false(cidr_set_has(admission->limits.deny, &addr));
+}
 
+static void check_others(const struct config *config)
+{
 	assert_int_equal(config->timeouts.session_ms, 3600000);
 	assert_int_equal(config->timeouts.backend_quit_ms, 0);
 	assert_false(config->health.probe);
@@ -619,6 +630,10 @@ static void values_land_in_their_fields(void **state)
 	assert_int_equal(config->health.max_ejected_percent, 20);
 	assert_string_equal(config->health.helo, "mx.example");
 	assert_int_equal(config->farm.tries, 9);
+}
+
+static void check_backends(const struct config *config)
+{
 	assert_int_equal(config->backend_count, 2);
 
 	const struct config_backend *backend = &config->backends[0];
@@ -634,6 +649,18 @@ static void values_land_in_their_fields(void **state)
 	assert_string_equal(backend->busy_rules[1].text, "a, b");
 	assert_false(config->backends[1].source_set);
 	assert_int_equal(config->backends[1].max_sessions, 50);
+}
+
+static void values_land_in_their_fields(void **state)
+{
+	(void)state;
+	struct config *config = parse_good(all_kinds);
+
+	check_weir(config);
+	check_listeners(config);
+	check_admission(config);
+	check_others(config);
+	check_backends(config);
 	config_free(&config);
 	assert_null(config);
 }
