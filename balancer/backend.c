@@ -1,0 +1,417 @@
+#include "balancer/backend.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "proxy/smtp.h"
+
+static_assert(BACKEND_ERROR_ONE >> 3 <= UINT16_MAX,
+	      "a vote keeps the step it took");
+
+#define BACKEND_ROW(name, unit, help) { #name, #unit, help },
+const struct backend_row backend_counter_rows[BACKEND_COUNTER_COUNT] = {
+	BACKEND_COUNTERS(BACKEND_ROW)
+};
+const struct backend_row backend_gauge_rows[BACKEND_GAUGE_COUNT] = {
+	BACKEND_GAUGES(BACKEND_ROW)
+};
+#undef BACKEND_ROW
+
+/* --- the farm --- */
+
+void farm_init(struct farm *farm, const struct health_policy *policy)
+{
+	assert(policy->rise >= 1 && policy->rise <= HEALTH_HISTORY_MAX);
+	assert(policy->fall >= 1 && policy->fall <= HEALTH_HISTORY_MAX);
+	assert(policy->passive_fall >= 1);
+	assert(policy->max_ejected_percent <= 100);
+	assert(policy->interval_ms > 0 && policy->down_interval_ms > 0);
+
+	memset(farm, 0, sizeof(*farm));
+	farm->policy = *policy;
+	pthread_mutex_init(&farm->mutex, NULL);
+	for (uint16_t i = 0; i < FARM_BACKENDS_MAX; i++) {
+		struct backend *b = &farm->backends[i];
+
+		b->index = i;
+		pthread_mutex_init(&b->mutex, NULL);
+		atomic_store(&b->place, BACKEND_FREE);
+		atomic_store(&b->generation, 1);
+	}
+	atomic_store(&farm->none_since_ms, -1);
+}
+
+void farm_fini(struct farm *farm)
+{
+	for (size_t i = 0; i < FARM_BACKENDS_MAX; i++)
+		pthread_mutex_destroy(&farm->backends[i].mutex);
+	pthread_mutex_destroy(&farm->mutex);
+}
+
+uint16_t farm_size(const struct farm *farm)
+{
+	return (uint16_t)atomic_load(&farm->count);
+}
+
+struct backend *farm_at(struct farm *farm, uint16_t index)
+{
+	assert(index < FARM_BACKENDS_MAX);
+
+	struct backend *b = &farm->backends[index];
+
+	return atomic_load(&b->place) == BACKEND_LIVE ? b : NULL;
+}
+
+struct backend *farm_find(struct farm *farm, const char *name, size_t len)
+{
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		struct backend *b = farm_at(farm, i);
+
+		if (b != NULL && strlen(b->name) == len &&
+		    memcmp(b->name, name, len) == 0)
+			return b;
+	}
+	return NULL;
+}
+
+/* Cut to fit, always with a NUL. */
+static void copy_text(char *to, size_t cap, const char *from)
+{
+	size_t len = strnlen(from, cap - 1);
+
+	memcpy(to, from, len);
+	to[len] = '\0';
+}
+
+static void copy_settings(struct backend *b, const struct backend_settings *s)
+{
+	copy_text(b->name, sizeof(b->name), s->name);
+	copy_text(b->address, sizeof(b->address), s->address);
+	b->peer = s->peer;
+	b->peer_len = s->peer_len;
+	b->source = s->source;
+	b->source_len = s->source_len;
+	b->rule_count = s->rule_count;
+	for (unsigned i = 0; i < s->rule_count; i++)
+		b->rules[i] = s->rules[i];
+	atomic_store(&b->admin, (uint8_t)s->admin);
+	atomic_store(&b->max_sessions, s->max_sessions);
+	atomic_store(&b->weight, s->weight);
+}
+
+/* All that a backend learned in its life begins anew. */
+static void forget(struct backend *b, int64_t now_ms)
+{
+	atomic_store(&b->ext_known, false);
+	atomic_store(&b->ext, 0);
+	atomic_store(&b->size, 0);
+	atomic_store(&b->trial, 0);
+	atomic_store(&b->inflight_peak, 0);
+	atomic_store(&b->error, 0);
+	atomic_store(&b->answered_ms, -1);
+	for (size_t i = 0; i < BACKEND_COUNTER_COUNT; i++)
+		atomic_store(&b->counters[i], 0);
+	b->report = (struct probe_report){ 0 };
+	health_begin(&b->health, now_ms);
+}
+
+static struct backend *free_place(struct farm *farm)
+{
+	for (size_t i = 0; i < FARM_BACKENDS_MAX; i++) {
+		struct backend *b = &farm->backends[i];
+
+		if (atomic_load(&b->place) == BACKEND_FREE)
+			return b;
+	}
+	return NULL;
+}
+
+enum farm_result farm_add(struct farm *farm,
+			  const struct backend_settings *settings,
+			  int64_t now_ms, uint16_t *index)
+{
+	assert(settings->max_sessions >= 1);
+	assert(settings->max_sessions <= BACKEND_SESSIONS_MAX);
+	assert(settings->weight >= 1);
+	assert(settings->weight <= BACKEND_WEIGHT_MAX);
+	assert(settings->admin < BACKEND_ADMIN_COUNT);
+	assert(settings->rule_count <= BACKEND_RULES_MAX);
+	assert(strlen(settings->name) < BACKEND_NAME_MAX);
+
+	enum farm_result result = FARM_OK;
+
+	pthread_mutex_lock(&farm->mutex);
+	struct backend *b = free_place(farm);
+
+	if (farm_find(farm, settings->name, strlen(settings->name)) != NULL)
+		result = FARM_TAKEN;
+	else if (b == NULL)
+		result = FARM_FULL;
+	pthread_mutex_unlock(&farm->mutex);
+	if (result != FARM_OK)
+		return result;
+
+	/* One thread adds, so nobody else takes the place meanwhile. */
+	pthread_mutex_lock(&b->mutex);
+	copy_settings(b, settings);
+	forget(b, now_ms);
+	backend_publish(b);
+	pthread_mutex_unlock(&b->mutex);
+	if (b->index >= atomic_load(&farm->count))
+		atomic_store(&farm->count, b->index + 1U);
+	atomic_store(&b->place, BACKEND_LIVE);
+	*index = b->index;
+	return FARM_OK;
+}
+
+/*
+ * LEAVING is written before the slots are read, and balancer_reserve() takes
+ * its slot before it reads the place: one of the two always sees the other.
+ */
+enum farm_result farm_remove(struct farm *farm, uint16_t index)
+{
+	struct backend *b = farm_at(farm, index);
+
+	if (b == NULL)
+		return FARM_NO_SUCH;
+	if (atomic_load(&b->admin) == BACKEND_READY)
+		return FARM_READY;
+	atomic_store(&b->place, BACKEND_LEAVING);
+	if (atomic_load(&b->inflight) != 0) {
+		atomic_store(&b->place, BACKEND_LIVE);
+		return FARM_IN_USE;
+	}
+	atomic_fetch_add(&b->generation, 1);
+	atomic_store(&b->place, BACKEND_FREE);
+	return FARM_OK;
+}
+
+/* --- one backend --- */
+
+void backend_publish(struct backend *b)
+{
+	const struct health *h = &b->health;
+
+	atomic_store(&b->calm, health_is_calm(h));
+	atomic_store(&b->until_ms, h->until_ms);
+	atomic_store(&b->epoch, h->epoch);
+	atomic_store(&b->probe_at_ms, h->probing ? INT64_MAX : h->probe_at_ms);
+	atomic_store(&b->state, (uint8_t)h->state);
+}
+
+void backend_settle(struct backend *b, enum health_state before,
+		    struct backend_change *change)
+{
+	backend_publish(b);
+	if (b->health.state == before)
+		return;
+
+	enum backend_admin admin = backend_admin_state(b);
+
+	backend_count(b, BACKEND_COUNT_state_changes, 1);
+	if (b->health.state == HEALTH_EJECTED)
+		backend_count(b, BACKEND_COUNT_ejected, 1);
+	*change = (struct backend_change){
+		.changed = true,
+		.index = b->index,
+		.admin_from = admin,
+		.admin_to = admin,
+		.from = before,
+		.to = b->health.state,
+		.why = b->health.why,
+		.until_ms = b->health.until_ms,
+	};
+}
+
+void backend_set_admin(struct backend *b, enum backend_admin admin,
+		       struct backend_change *change)
+{
+	assert(admin < BACKEND_ADMIN_COUNT);
+
+	enum backend_admin before = (enum backend_admin)atomic_exchange(
+		&b->admin, (uint8_t)admin);
+	enum health_state state = backend_state(b);
+
+	if (change == NULL)
+		return;
+	*change = (struct backend_change){
+		.changed = before != admin,
+		.index = b->index,
+		.admin_from = before,
+		.admin_to = admin,
+		.from = state,
+		.to = state,
+		.why = HEALTH_WHY_ADMIN,
+	};
+}
+
+void backend_set_weight(struct backend *b, uint32_t weight)
+{
+	assert(weight >= 1);
+	assert(weight <= BACKEND_WEIGHT_MAX);
+	atomic_store(&b->weight, weight);
+}
+
+void backend_set_max_sessions(struct backend *b, uint32_t max_sessions)
+{
+	assert(max_sessions >= 1);
+	assert(max_sessions <= BACKEND_SESSIONS_MAX);
+	atomic_store(&b->max_sessions, max_sessions);
+}
+
+uint32_t backend_limit(const struct backend *b)
+{
+	return atomic_load(&b->max_sessions);
+}
+
+void backend_look(struct backend *b, struct backend_view *view)
+{
+	pthread_mutex_lock(&b->mutex);
+	view->health = b->health;
+	view->report = b->report;
+	pthread_mutex_unlock(&b->mutex);
+}
+
+enum health_state backend_state(const struct backend *b)
+{
+	return (enum health_state)atomic_load(&b->state);
+}
+
+enum backend_admin backend_admin_state(const struct backend *b)
+{
+	return (enum backend_admin)atomic_load(&b->admin);
+}
+
+uint64_t backend_counter(const struct backend *b, enum backend_counter which)
+{
+	assert(which < BACKEND_COUNTER_COUNT);
+	return atomic_load_explicit(&b->counters[which], memory_order_relaxed);
+}
+
+uint64_t backend_gauge(const struct backend *b, enum backend_gauge which,
+		       int64_t now_ms)
+{
+	switch (which) {
+	case BACKEND_GAUGE_sessions:
+		return atomic_load(&b->inflight);
+	case BACKEND_GAUGE_sessions_peak:
+		return atomic_load(&b->inflight_peak);
+	case BACKEND_GAUGE_max_sessions:
+		return atomic_load(&b->max_sessions);
+	case BACKEND_GAUGE_weight:
+		return atomic_load(&b->weight);
+	case BACKEND_GAUGE_errors_permille:
+		return (uint64_t)backend_error(b, now_ms) * 1000 /
+		       BACKEND_ERROR_ONE;
+	case BACKEND_GAUGE_COUNT:
+		break;
+	}
+	assert(false && "no such gauge");
+	return 0;
+}
+
+/* --- the error average: its second in the upper half, in one word --- */
+
+static uint64_t packed(uint32_t error, int64_t now_ms)
+{
+	assert(error <= BACKEND_ERROR_ONE);
+	return (uint64_t)(uint32_t)(now_ms / 1000) << 32 | error;
+}
+
+static uint32_t decayed(uint64_t word, int64_t now_ms)
+{
+	int64_t seconds = now_ms / 1000 - (int64_t)(word >> 32);
+	uint32_t error = (uint32_t)word;
+
+	if (seconds <= 0)
+		return error;
+	if (seconds >= (int64_t)BACKEND_ERROR_HALF_S * 17)
+		return 0;
+	error >>= seconds / BACKEND_ERROR_HALF_S;
+	return error - error * (uint32_t)(seconds % BACKEND_ERROR_HALF_S) /
+			       (2 * BACKEND_ERROR_HALF_S);
+}
+
+uint32_t backend_error(const struct backend *b, int64_t now_ms)
+{
+	return decayed(atomic_load(&b->error), now_ms);
+}
+
+uint32_t backend_error_up(struct backend *b, unsigned shift, int64_t now_ms)
+{
+	assert(shift >= 1 && shift <= 16);
+
+	uint64_t was = atomic_load(&b->error);
+	uint32_t error, step;
+
+	do {
+		error = decayed(was, now_ms);
+		step = (BACKEND_ERROR_ONE - error) >> shift;
+	} while (!atomic_compare_exchange_weak(&b->error, &was,
+					       packed(error + step, now_ms)));
+	return step;
+}
+
+static void lower(struct backend *b, unsigned shift, uint32_t step,
+		  int64_t now_ms)
+{
+	uint64_t was = atomic_load(&b->error);
+	uint32_t error, less;
+
+	do {
+		error = decayed(was, now_ms);
+		less = step + (shift > 0 ? (error >> shift) + 1 : 0);
+		error = error > less ? error - less : 0;
+	} while (!atomic_compare_exchange_weak(&b->error, &was,
+					       packed(error, now_ms)));
+}
+
+void backend_error_down(struct backend *b, int64_t now_ms)
+{
+	if ((uint32_t)atomic_load_explicit(&b->error, memory_order_relaxed) !=
+	    0)
+		lower(b, 3, 0, now_ms);
+}
+
+void backend_error_undo(struct backend *b, uint32_t step, int64_t now_ms)
+{
+	lower(b, 0, step, now_ms);
+}
+
+/* --- words --- */
+
+const char *backend_admin_name(enum backend_admin admin)
+{
+	switch (admin) {
+	case BACKEND_READY:
+		return "ready";
+	case BACKEND_ADMIN_DRAIN:
+		return "drain";
+	case BACKEND_ADMIN_MAINT:
+		return "maint";
+	case BACKEND_ADMIN_COUNT:
+		break;
+	}
+	assert(false && "no such state");
+	return "";
+}
+
+const char *farm_result_name(enum farm_result result)
+{
+	switch (result) {
+	case FARM_OK:
+		return "done";
+	case FARM_FULL:
+		return "the farm is full";
+	case FARM_TAKEN:
+		return "there is a backend of this name";
+	case FARM_READY:
+		return "it is in service: set it to drain or maint first";
+	case FARM_IN_USE:
+		return "it has sessions yet";
+	case FARM_NO_SUCH:
+		return "there is no such backend";
+	}
+	assert(false && "no such result");
+	return "";
+}

@@ -1,0 +1,293 @@
+#ifndef BALANCER_BACKEND_H
+#define BALANCER_BACKEND_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "balancer/busy.h"
+#include "health/health.h"
+#include "health/probe.h"
+
+/*
+ * A backend, and the farm: what all workers know of the servers behind weir.
+ *
+ * Pure: no I/O, no clock, no allocation.  The caller owns the memory (a
+ * struct farm is large: not on the stack).
+ *
+ * A farm is a fixed array; a backend's index is its name among threads and
+ * never moves.  Places are FREE, LIVE or LEAVING:
+ *
+ *	FREE -- farm_add --> LIVE -- farm_remove --> FREE, generation + 1
+ *
+ * LEAVING is passed through inside farm_remove(): whoever sees it, leaves the
+ * backend alone.
+ *
+ * Who may touch what:
+ *  - `fixed` fields are written by farm_add() before the place is LIVE.  They
+ *    may be read by whoever holds a slot of the backend, and by the thread
+ *    that adds and removes (one thread does: the one of the control socket);
+ *  - atomics may be read by anyone, and written by this module and balancer.c;
+ *  - `health` and `report` are behind `mutex`: backend_look() copies them.
+ *    Order of locks: a backend's mutex, then the farm's.
+ */
+
+enum {
+	FARM_BACKENDS_MAX = 256,
+	BACKEND_NAME_MAX = 64,    /* octets, the NUL included */
+	BACKEND_ADDRESS_MAX = 64, /* text with port, the NUL included */
+	BACKEND_RULES_MAX = 16,
+	BACKEND_SESSIONS_MAX = 1 << 20,
+	BACKEND_WEIGHT_MAX = 1000,
+	BACKEND_ERROR_ONE = 1 << 16, /* an error average of 1.0 */
+	BACKEND_ERROR_HALF_S = 30,
+};
+
+enum backend_place { BACKEND_FREE, BACKEND_LIVE, BACKEND_LEAVING };
+
+/* What an operator wants of it. */
+enum backend_admin {
+	BACKEND_READY,
+	BACKEND_ADMIN_DRAIN, /* no new sessions; probed */
+	BACKEND_ADMIN_MAINT, /* no new sessions; left alone */
+	BACKEND_ADMIN_COUNT,
+};
+
+/*
+ * Every counter of a backend, once.  They only grow.  The balancer counts
+ * what it is told of in balancer_note() and in probes; `messages` to
+ * `unknown` are the worker's, by backend_count().
+ *
+ *	COUNTER(name, unit, help)
+ */
+#define BACKEND_COUNTERS(COUNTER)                                              \
+	COUNTER(tried, sessions, "slots taken for clients")                    \
+	COUNTER(accepted, sessions, "greeted with 220")                        \
+	COUNTER(connect_refused, attempts, "connection refused")               \
+	COUNTER(connect_timeout, attempts, "no answer to the connect")         \
+	COUNTER(connect_reset, attempts, "reset while connecting")             \
+	COUNTER(connect_unreachable, attempts, "no route, or another error")   \
+	COUNTER(greeting_refused, attempts, "greeted with 4xx or 5xx")         \
+	COUNTER(greeting_silent, attempts, "no greeting: timeout or close")    \
+	COUNTER(class_ok, replies, "noted as OK")                              \
+	COUNTER(class_busy, replies, "noted as BUSY")                          \
+	COUNTER(class_maybe_busy, replies, "noted as BUSY?")                   \
+	COUNTER(class_cap, replies, "noted as CAP: a limit on weir's address") \
+	COUNTER(class_drain, replies, "noted as DRAIN")                        \
+	COUNTER(class_sick, replies, "noted as SICK")                          \
+	COUNTER(class_misconf, replies, "noted as MISCONF")                    \
+	COUNTER(class_session, replies, "noted as SESSION")                    \
+	COUNTER(class_policy, replies, "noted as POLICY")                      \
+	COUNTER(votes_dropped, replies, "one source too often; no effect")     \
+	COUNTER(ejected, times, "taken out for failing live sessions")         \
+	COUNTER(eject_spared, times,                                           \
+		"not ejected: too much of the farm is out")                    \
+	COUNTER(state_changes, changes, "of the verdict of health")            \
+	COUNTER(probes_ok, probes, "passed, or busy")                          \
+	COUNTER(probes_failed, probes, "failed")                               \
+	COUNTER(messages, messages, "2xx to the end of data")                  \
+	COUNTER(rcpts, recipients, "2xx to RCPT")                              \
+	COUNTER(octets_in, octets, "received from it")                         \
+	COUNTER(octets_out, octets, "sent to it")                              \
+	COUNTER(retried_away, attempts, "replaced unseen by the client")       \
+	COUNTER(lost, transactions, "connection lost in mid-transaction")      \
+	COUNTER(unknown, messages, "no final reply to the end of data")
+
+#define BACKEND_COUNTER_INDEX(name, unit, help) BACKEND_COUNT_##name,
+enum backend_counter {
+	BACKEND_COUNTERS(BACKEND_COUNTER_INDEX) BACKEND_COUNTER_COUNT
+};
+#undef BACKEND_COUNTER_INDEX
+
+/* What is so now; the second half of a row of `show backends`. */
+#define BACKEND_GAUGES(GAUGE)                                                  \
+	GAUGE(sessions, sessions, "slots in use")                              \
+	GAUGE(sessions_peak, sessions, "most slots in use at once")            \
+	GAUGE(max_sessions, sessions, "slots it may have")                     \
+	GAUGE(weight, shares, "of the load")                                   \
+	GAUGE(errors_permille, permille, "average of failed outcomes")
+
+#define BACKEND_GAUGE_INDEX(name, unit, help) BACKEND_GAUGE_##name,
+enum backend_gauge { BACKEND_GAUGES(BACKEND_GAUGE_INDEX) BACKEND_GAUGE_COUNT };
+#undef BACKEND_GAUGE_INDEX
+
+struct backend_row {
+	const char *name;
+	const char *unit;
+	const char *help;
+};
+
+/* In the order of the enums. */
+extern const struct backend_row backend_counter_rows[BACKEND_COUNTER_COUNT];
+extern const struct backend_row backend_gauge_rows[BACKEND_GAUGE_COUNT];
+
+/* What a new backend is to be.  Copied. */
+struct backend_settings {
+	const char *name;    /* NUL-terminated; [A-Za-z0-9._-], 1 or more */
+	const char *address; /* text for people, "[2001:db8::1]:25" */
+	struct sockaddr_storage peer;
+	socklen_t peer_len;
+	struct sockaddr_storage source; /* to connect from; unused if len 0 */
+	socklen_t source_len;
+	uint32_t max_sessions; /* 1..BACKEND_SESSIONS_MAX */
+	uint32_t weight;       /* 1..BACKEND_WEIGHT_MAX */
+	enum backend_admin admin;
+	const struct busy_rule *rules;
+	unsigned rule_count; /* 0..BACKEND_RULES_MAX */
+};
+
+struct backend {
+	_Atomic uint8_t place; /* enum backend_place */
+	_Atomic uint8_t admin; /* enum backend_admin */
+	_Atomic uint8_t state; /* enum health_state, as published */
+	_Atomic bool calm;     /* a success would change nothing */
+	_Atomic bool ext_known;
+	_Atomic uint32_t trial;    /* HALF_OPEN: epoch in which its one session
+				   went out; 0: it did not */
+	_Atomic uint32_t inflight; /* slots in use, probes included; exact */
+	_Atomic uint32_t inflight_peak;
+	_Atomic uint32_t max_sessions;
+	_Atomic uint32_t weight;
+	_Atomic uint64_t error; /* private: average and its second */
+	_Atomic uint32_t generation;
+	_Atomic uint32_t epoch;
+	_Atomic unsigned ext; /* enum smtp_ext bits, if ext_known */
+	_Atomic uint64_t size;
+	_Atomic int64_t until_ms;    /* end of the state; 0: none */
+	_Atomic int64_t probe_at_ms; /* INT64_MAX: none, or under way */
+	_Atomic int64_t answered_ms; /* its last OK or POLICY; -1: never */
+	_Atomic uint64_t counters[BACKEND_COUNTER_COUNT];
+
+	/* fixed */
+	uint16_t index;
+	char name[BACKEND_NAME_MAX];
+	char address[BACKEND_ADDRESS_MAX];
+	struct sockaddr_storage peer;
+	socklen_t peer_len;
+	struct sockaddr_storage source;
+	socklen_t source_len; /* 0: the kernel chooses */
+	unsigned rule_count;
+	struct busy_rule rules[BACKEND_RULES_MAX];
+
+	pthread_mutex_t mutex;
+	struct health health;
+	struct probe_report report; /* the last probe's */
+};
+
+struct farm {
+	pthread_mutex_t mutex; /* who may be ejected; adding and removing */
+	struct health_policy policy;
+	_Atomic uint32_t count; /* places ever used: indices are below it */
+	_Atomic int64_t none_since_ms; /* see balancer_available(); -1: room */
+	struct backend backends[FARM_BACKENDS_MAX];
+};
+
+enum farm_result {
+	FARM_OK,
+	FARM_FULL,    /* FARM_BACKENDS_MAX are in it */
+	FARM_TAKEN,   /* the name is */
+	FARM_READY,   /* remove: first drain or maint */
+	FARM_IN_USE,  /* remove: it has sessions yet */
+	FARM_NO_SUCH, /* remove: not there */
+};
+
+/* One change, for one line in the log.  from == to: the admin state changed. */
+struct backend_change {
+	bool changed;
+	uint16_t index;
+	enum backend_admin admin_from, admin_to;
+	enum health_state from, to;
+	enum health_why why;
+	int64_t until_ms; /* when the new state ends; 0: open */
+};
+
+/* A copy of what is behind the mutex. */
+struct backend_view {
+	struct health health;
+	struct probe_report report;
+};
+
+/* Before and after all else; the policy is copied. */
+void farm_init(struct farm *farm, const struct health_policy *policy);
+void farm_fini(struct farm *farm);
+
+/*
+ * Add a backend; state UNKNOWN, first probe due at once.  On FARM_OK *index
+ * is its place.  FARM_FULL and FARM_TAKEN change nothing.
+ */
+enum farm_result farm_add(struct farm *farm,
+			  const struct backend_settings *settings,
+			  int64_t now_ms, uint16_t *index);
+
+/* Remove it: only in drain or maint, and when no slot is in use. */
+enum farm_result farm_remove(struct farm *farm, uint16_t index);
+
+/* The LIVE backend of this name (need not end in NUL), or NULL. */
+struct backend *farm_find(struct farm *farm, const char *name, size_t len);
+
+/* The backend at a place, or NULL unless LIVE: to walk 0..farm_size(). */
+struct backend *farm_at(struct farm *farm, uint16_t index);
+uint16_t farm_size(const struct farm *farm);
+
+/*
+ * Operator's orders, at once for new sessions; running ones go on.  `change`
+ * may be NULL.
+ */
+void backend_set_admin(struct backend *b, enum backend_admin admin,
+		       struct backend_change *change);
+void backend_set_weight(struct backend *b, uint32_t weight);
+void backend_set_max_sessions(struct backend *b, uint32_t max_sessions);
+
+/*
+ * Slots it may have: the ceiling that the operator set.  The place where a
+ * learned limit enters: everybody asks here.
+ */
+uint32_t backend_limit(const struct backend *b);
+
+/* Copy health and the last probe's report. */
+void backend_look(struct backend *b, struct backend_view *view);
+
+enum health_state backend_state(const struct backend *b);
+enum backend_admin backend_admin_state(const struct backend *b);
+uint64_t backend_counter(const struct backend *b, enum backend_counter which);
+uint64_t backend_gauge(const struct backend *b, enum backend_gauge which,
+		       int64_t now_ms);
+
+/*
+ * The moving average of failed outcomes, 0..BACKEND_ERROR_ONE.  It halves in
+ * BACKEND_ERROR_HALF_S when nothing happens: a backend that is shunned for it
+ * gets another chance.
+ */
+uint32_t backend_error(const struct backend *b, int64_t now_ms);
+/* Up by 2^-shift of what is left to one; returns the step. */
+uint32_t backend_error_up(struct backend *b, unsigned shift, int64_t now_ms);
+/* Down by an eighth; or by a step that is taken back. */
+void backend_error_down(struct backend *b, int64_t now_ms);
+void backend_error_undo(struct backend *b, uint32_t step, int64_t now_ms);
+
+static inline void backend_count(struct backend *b, enum backend_counter which,
+				 uint64_t n)
+{
+	atomic_fetch_add_explicit(&b->counters[which], n, memory_order_relaxed);
+}
+
+/*
+ * The one place where a change of health becomes visible, to other threads
+ * and in *change.  Behind b->mutex, after health_*() calls; before is
+ * b->health.state as it was before those.  *change is only written if the
+ * state differs: clear it first.
+ */
+void backend_settle(struct backend *b, enum health_state before,
+		    struct backend_change *change);
+
+/* The same where no state can have changed. */
+void backend_publish(struct backend *b);
+
+/* Words.  NUL-terminated, never NULL. */
+const char *backend_admin_name(enum backend_admin admin);
+const char *farm_result_name(enum farm_result result);
+
+#endif

@@ -1,0 +1,193 @@
+#ifndef BALANCER_BALANCER_H
+#define BALANCER_BALANCER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "balancer/backend.h"
+#include "balancer/busy.h"
+#include "proxy/smtp.h"
+
+/*
+ * The choice of a backend, and what is learned from the outcome.
+ *
+ * Pure: no I/O, no clock.  Any thread may call anything here at any time.
+ * Slots are counted exactly: no interleaving of threads lets a backend have
+ * more than its limit.  now_ms is monotonic; random is 64 fresh random bits.
+ *
+ * A session's way:
+ *
+ *	balancer_reserve()  takes a slot
+ *	balancer_note()     once for each outcome worth knowing, any number
+ *	balancer_release()  gives the slot back, always, exactly once
+ *
+ * Score of a backend with room (the least wins, ties at random):
+ *
+ *	(inflight + 1) / (weight * limit) * (1 + 50 * error)
+ *
+ * error is the moving average of failed outcomes.  A backend that fails fast
+ * looks idle; without the penalty it would draw all the load.
+ */
+
+enum {
+	BALANCER_TRIED_MAX = 16, /* backends one transaction may have tried */
+	BALANCER_SCAN_MAX = 64,  /* above: best of three at random */
+	BALANCER_PENALTY = 50,
+};
+
+/* A slot in use: the session keeps it from reserve to release. */
+struct balancer_slot {
+	uint16_t index;
+	bool trial; /* the one session of a HALF_OPEN backend */
+	uint32_t generation;
+	uint32_t epoch;
+};
+
+/* What the transaction needs. */
+struct balancer_need {
+	unsigned ext;  /* enum smtp_ext bits of MAIL's parameters */
+	uint64_t size; /* of SIZE=; 0: not said */
+	unsigned tried_count;
+	uint16_t tried[BALANCER_TRIED_MAX]; /* indices, not to be tried again */
+};
+
+/*	VERDICT(NAME, name, help) */
+#define BALANCER_VERDICTS(VERDICT)                                             \
+	VERDICT(PICKED, picked, "a slot was taken")                            \
+	VERDICT(ALL_TRIED, all_tried, "every backend that could was tried")    \
+	VERDICT(ALL_FULL, all_full,                                            \
+		"all slots are in use, or held off as busy")                   \
+	VERDICT(ALL_DOWN, all_down, "no backend is in service")                \
+	VERDICT(NO_EXTENSION, no_extension,                                    \
+		"none offers what the message needs")                          \
+	VERDICT(EMPTY, empty, "the farm has no backend")
+
+#define BALANCER_VERDICT_ENUM(NAME, name, help) BALANCER_##NAME,
+enum balancer_verdict {
+	BALANCER_VERDICTS(BALANCER_VERDICT_ENUM) BALANCER_VERDICT_COUNT
+};
+#undef BALANCER_VERDICT_ENUM
+
+/* How an attempt failed when no reply came of it. */
+enum balancer_failure {
+	BALANCER_REPLIED,     /* it did not: a reply was read, .class says */
+	BALANCER_REFUSED,     /* the connect */
+	BALANCER_TIMEOUT,     /* the connect */
+	BALANCER_RESET,       /* the connect, or before the greeting */
+	BALANCER_UNREACHABLE, /* the connect: no route, or any other error */
+	BALANCER_SILENT,      /* connected, no greeting in time */
+	BALANCER_CLOSED,      /* end of stream before the greeting */
+	BALANCER_LOST,        /* end of stream or reset in mid-dialogue */
+	BALANCER_STALLED,     /* no reply in time in mid-dialogue */
+	BALANCER_GARBLED,     /* what came is no SMTP reply */
+	BALANCER_FAILURE_COUNT,
+};
+
+/* What was seen of a backend. */
+struct balancer_outcome {
+	enum balancer_failure failure;
+	enum busy_class class
+		; /* of the reply; without one, what silence means */
+	enum busy_stage stage;
+	bool strong;     /* X.3.1, or out of resources by rule R6: one is
+			    enough (not if the client declared a SIZE above
+			    a quarter of the backend's).
+			    A silent greeting is so without being told */
+	uint64_t source; /* a hash of the client's /32 or /64 */
+};
+
+/*
+ * Take a slot of the best backend that is LIVE, ready, healthy, has room,
+ * offers what is needed, and was not tried.  PICKED: *slot is to be given
+ * back by balancer_release().  Anything else: why there is none, *slot is
+ * untouched.  A change that the passing of time brought is told in *change
+ * (never NULL).
+ */
+enum balancer_verdict balancer_reserve(struct farm *farm,
+				       const struct balancer_need *need,
+				       int64_t now_ms, uint64_t random,
+				       struct balancer_slot *slot,
+				       struct backend_change *change);
+
+/* Give the slot back.  Notes come before. */
+void balancer_release(struct farm *farm, const struct balancer_slot *slot);
+
+/*
+ * Tell what came of it: each final reply of the backend, the greeting and
+ * EHLO included, and the end of a connection that was not asked for.  Does
+ * for health what the class of the reply asks for:
+ *
+ *  - error average: up for hard failures, SICK, BUSY, CAP, BUSY? (half); down
+ *    for OK and POLICY at MAIL and at the end of data;
+ *  - BUSY holds off at 3 sources or one strong sign; at MAIL or later it is a
+ *    cooldown; refused connections hold off at once;
+ *  - DRAIN at once; MISCONF at the greeting at once, later only by a probe
+ *    (what it says then may be due to the client's EHLO name); SICK by 3
+ *    sources, if it is worse than its peers; hard failures in a row.
+ *
+ * One vote per source and class in 10 s; POLICY never counts against it.
+ * Ejections leave at least half of the farm, rounded up, in rotation.
+ * Sessions that were reserved before the last ejection or fall only count in
+ * counters.  *change (never NULL) says what changed.
+ */
+void balancer_note(struct farm *farm, const struct balancer_slot *slot,
+		   const struct balancer_outcome *outcome, int64_t now_ms,
+		   uint64_t random, struct backend_change *change);
+
+/*
+ * The second backend said the same to the same client: it was not the first
+ * one's fault.  Takes the vote and its penalty back.
+ */
+void balancer_unnote(struct farm *farm, const struct balancer_slot *slot,
+		     const struct balancer_outcome *outcome, int64_t now_ms);
+
+/*
+ * Could a session be given to any backend now?  *why (may be NULL) says what
+ * balancer_reserve() would.  *since_ms (may be NULL): since when there has
+ * been no room without a break, as far as anybody asked; or now_ms.
+ */
+bool balancer_available(struct farm *farm, int64_t now_ms,
+			enum balancer_verdict *why, int64_t *since_ms);
+
+/*
+ * What weir may offer in EHLO: the extensions that every backend in use
+ * offers (LIVE and not in maint; those not asked yet don't count), and the
+ * smallest SIZE.  Nothing if nothing is known.
+ */
+struct smtp_ehlo balancer_offer(const struct farm *farm);
+
+/*
+ * A backend whose probe is due, if any: it is claimed for the caller, and one
+ * of its slots is taken.  Ends by balancer_probe_done(), always, exactly once;
+ * that gives the slot back.  A backend without a free slot is not probed: its
+ * sessions vouch for it.
+ */
+bool balancer_probe_claim(struct farm *farm, int64_t now_ms,
+			  struct balancer_slot *slot);
+
+/* The probe ended.  PROBE_ABANDONED: without a verdict. */
+void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
+			 const struct probe_report *report, int64_t now_ms,
+			 uint64_t random, struct backend_change *change);
+
+/*
+ * The next time at which balancer_tick() or balancer_probe_claim() has
+ * something to do; INT64_MAX if none.
+ */
+int64_t balancer_due_ms(const struct farm *farm);
+
+/*
+ * End one hold-off or ejection whose time is over; false if there is none.
+ * To be called until false, so that each change gets its line.
+ * balancer_reserve() does not depend on it.
+ */
+bool balancer_tick(struct farm *farm, int64_t now_ms,
+		   struct backend_change *change);
+
+/* Words.  NUL-terminated, never NULL. */
+const char *balancer_verdict_name(enum balancer_verdict verdict);
+const char *balancer_verdict_help(enum balancer_verdict verdict);
+const char *balancer_failure_name(enum balancer_failure failure);
+
+#endif
