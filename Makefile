@@ -2,14 +2,16 @@
 #
 #   make run              install packages, build, start a farm and send mail
 #   make check            install packages, build, every test that CI runs
+#
 #   make                  hardened release build in build/
 #   make install          PREFIX (/usr/local), SYSCONFDIR (/etc), DESTDIR
 #   make unit             unit tests;  MODE=asan make unit: with sanitizers
 #   make sim SEEDS=1..200 the deterministic simulation
-#   make e2e              real servers, real clients, real sockets
+#   make e2e ONLY=word    real servers, real clients, real sockets
 #   make fuzz SECONDS=60  every libFuzzer target (clang)
 #   make bench            against HAProxy, in one run
-#   make lint             all analyzers, purity, headers, format-check
+#   make soak             hours of mail, kills and restarts (HOURS=1)
+#   make lint             all analyzers;  make purity headers format-check
 #
 # Objects of different modes and compilers never mix: build/$(CC)-$(MODE).
 
@@ -23,7 +25,7 @@ SYSCONFDIR ?= /etc
 SUDO   := $(if $(filter 0,$(shell id -u)),,sudo)
 VERSION := 0.1
 
-STD    := -std=gnu17 -D_GNU_SOURCE -DWEIR_VERSION='"$(VERSION)"' -I.
+STD    := -std=gnu17 -D_GNU_SOURCE -DWEIR_VERSION='"$(VERSION)"' -DWEIR_SYSCONFDIR='"$(SYSCONFDIR)"' -I.
 WARN   := -Wall -Wextra -Wpedantic -Werror \
           -Wconversion -Wsign-conversion -Wdouble-promotion \
           -Wshadow -Wundef -Wredundant-decls -Wnested-externs \
@@ -119,10 +121,69 @@ unit: $(UNITS:%=$(B)/test_%)
 	@set -e; for t in $^; do ./$$t; done
 
 $(B)/weir-sim: $(call obj,$(SIM) $(CORE))
-	$(CC) $(ALL_LDFLAGS) -o $@ $^ -linih
+	$(CC) $(ALL_LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ -linih
 SEEDS ?= 1..200
 sim: $(B)/weir-sim
 	$(B)/weir-sim --seeds $(SEEDS)
+
+e2e: all
+	python3 tests/e2e/run.py $(ONLY:%=-k %)
+
+# A fuzzer is linked with all that is pure; config's with inih; session's
+# with the simulation.
+F := build/clang-fuzz
+$(FUZZERS:%=$(F)/fuzz_%): $(F)/fuzz_%: $(F)/tests/fuzz/fuzz_%.o \
+		$$(patsubst %.c,$(F)/%.o,$$(or $$(FUZZ_NEEDS_$$*),$(PURE)))
+	$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ -linih
+SECONDS ?= 60
+fuzzers: $(FUZZERS:%=$(F)/fuzz_%)
+fuzz:
+	@$(MAKE) --no-print-directory CC=clang MODE=fuzz fuzzers
+	@for f in $(FUZZERS); do tests/fuzz/run $(F)/fuzz_$$f $(SECONDS) || exit 1; done
+
+bench: all
+	python3 tests/bench/run.py
+HOURS ?= 1
+soak: all
+	python3 tests/bench/soak.py --hours $(HOURS)
+
+# --- the two commands: nothing but Debian is needed ---
+
+BUILD_PACKAGES := gcc make pkg-config liburing-dev libssl-dev libinih-dev libcmocka-dev
+TEST_PACKAGES  := $(BUILD_PACKAGES) clang libclang-rt-14-dev clang-format clang-tidy \
+                  cppcheck valgrind mandoc haproxy \
+                  $(shell sed 's/\#.*//' tests/e2e/packages 2>/dev/null)
+apt = @missing=$$(dpkg-query -W -f='$${db:Status-Abbrev}$${Package}\n' $(1) 2>/dev/null | \
+	sed -n 's/^ii *//p' | sort >/tmp/weir-have.$$$$; echo $(1) | tr ' ' '\n' | sort -u | \
+	comm -23 - /tmp/weir-have.$$$$; rm -f /tmp/weir-have.$$$$); [ -z "$$missing" ] || \
+	{ echo "installing:" $$missing; $(SUDO) apt-get update -qq && \
+	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+
+build-packages: ; $(call apt,$(BUILD_PACKAGES))
+test-packages:  ; $(call apt,$(TEST_PACKAGES))
+
+run: build-packages
+	@$(MAKE) --no-print-directory -s all
+	@WEIR_BUILD=$(B) tests/run
+check: test-packages
+	@tests/check
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/sbin $(DESTDIR)$(PREFIX)/bin \
+	  $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5 \
+	  $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(SYSCONFDIR)/weir \
+	  $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/weir
+	install $(B)/weir $(B)/weirctl $(DESTDIR)$(PREFIX)/sbin
+	install $(B)/weir-load $(B)/weir-sink $(DESTDIR)$(PREFIX)/bin
+	install -m 644 tests/weir-load.1 tests/weir-sink.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 proxy/weir.ini.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 proxy/weir.8 proxy/weirctl.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	install -m 644 etc/weir.ini $(DESTDIR)$(PREFIX)/share/doc/weir
+	install -m 644 etc/LICENSE $(DESTDIR)$(PREFIX)/share/doc/weir
+	[ -e $(DESTDIR)$(SYSCONFDIR)/weir/weir.ini ] || \
+	  install -m 644 etc/weir.ini $(DESTDIR)$(SYSCONFDIR)/weir
+	sed 's|@PREFIX@|$(PREFIX)|; s|@SYSCONFDIR@|$(SYSCONFDIR)|' etc/weir.service \
+	  >$(DESTDIR)$(PREFIX)/lib/systemd/system/weir.service
 
 # --- the rules of the house ---
 
@@ -143,7 +204,19 @@ SOURCES := $(wildcard proxy/*.[ch] balancer/*.[ch] health/*.[ch] tests/*.[ch] te
 format:       ; clang-format -i $(SOURCES)
 format-check: ; clang-format --dry-run -Werror $(SOURCES)
 
+# One file per process: clang-tidy 14 is wrong about several at once.
+TIDY := $(filter-out tests/fuzz/%,$(filter %.c,$(SOURCES)))
+lint: headers purity format-check
+	@echo $(TIDY) | tr ' ' '\n' | xargs -P $$(nproc) -I{} sh -c \
+	  'clang-tidy --quiet {} -- $(STD) 2>/dev/null || { echo "clang-tidy: {}"; exit 255; }'
+	cppcheck --quiet -j $$(nproc) --std=c11 --enable=warning,performance,portability \
+	  --inline-suppr --suppress=missingIncludeSystem --error-exitcode=1 -I. proxy balancer health
+	@echo $(filter proxy/%.c balancer/%.c health/%.c,$(SOURCES)) | tr ' ' '\n' | \
+	  xargs -P $$(nproc) -I{} sh -c 'gcc $(STD) -O2 -fanalyzer -Wno-analyzer-too-complex \
+	  -Werror -c {} -o /dev/null || { echo "gcc -fanalyzer: {}"; exit 255; }'
+
 clean: ; rm -rf build
-.PHONY: all unit sim purity headers format format-check clean
+.PHONY: all unit sim e2e fuzz fuzzers bench soak build-packages test-packages run check \
+        install purity headers format format-check lint clean
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
