@@ -100,10 +100,11 @@ static void cascade(struct timer_wheel *wheel, unsigned level)
 	struct timer *timer = head->next;
 
 	wheel->filled[level] &= ~(UINT64_C(1) << slot);
-	head->next->prev = NULL;
+	if (timer == head)
+		return;
 	head->prev->next = NULL;
 	head->next = head->prev = head;
-	while (timer != NULL && timer != head) {
+	while (timer != NULL) {
 		struct timer *next = timer->next;
 
 		timer->tick = tick_of(wheel, timer->at_ms);
