@@ -30,10 +30,10 @@ void farm_init(struct farm *farm, const struct health_policy *policy)
 	memset(farm, 0, sizeof(*farm));
 	farm->policy = *policy;
 	pthread_mutex_init(&farm->mutex, NULL);
-	for (uint16_t i = 0; i < FARM_BACKENDS_MAX; i++) {
+	for (size_t i = 0; i < FARM_BACKENDS_MAX; i++) {
 		struct backend *b = &farm->backends[i];
 
-		b->index = i;
+		b->index = (uint16_t)i;
 		pthread_mutex_init(&b->mutex, NULL);
 		atomic_store(&b->place, BACKEND_FREE);
 		atomic_store(&b->generation, 1);
@@ -138,20 +138,14 @@ enum farm_result farm_add(struct farm *farm,
 	assert(settings->rule_count <= BACKEND_RULES_MAX);
 	assert(strlen(settings->name) < BACKEND_NAME_MAX);
 
-	enum farm_result result = FARM_OK;
-
-	pthread_mutex_lock(&farm->mutex);
-	struct backend *b = free_place(farm);
-
 	if (farm_find(farm, settings->name, strlen(settings->name)) != NULL)
-		result = FARM_TAKEN;
-	else if (b == NULL)
-		result = FARM_FULL;
-	pthread_mutex_unlock(&farm->mutex);
-	if (result != FARM_OK)
-		return result;
+		return FARM_TAKEN;
 
 	/* One thread adds, so nobody else takes the place meanwhile. */
+	struct backend *b = free_place(farm);
+
+	if (b == NULL)
+		return FARM_FULL;
 	pthread_mutex_lock(&b->mutex);
 	copy_settings(b, settings);
 	forget(b, now_ms);

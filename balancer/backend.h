@@ -178,7 +178,8 @@ struct backend {
 };
 
 struct farm {
-	pthread_mutex_t mutex; /* who may be ejected; adding and removing */
+	pthread_mutex_t
+		mutex; /* held from asking who may be ejected to doing */
 	struct health_policy policy;
 	_Atomic uint32_t count; /* places ever used: indices are below it */
 	_Atomic int64_t none_since_ms; /* see balancer_available(); -1: room */

@@ -725,11 +725,12 @@ static void apply_sick(struct farm *farm, struct backend *b,
 {
 	if (voters < HEALTH_VOTERS || !is_outlier(farm, b, now_ms))
 		return;
-	if (may_quarantine(farm))
-		health_note_sick(&b->health, &farm->policy, (unsigned)o->stage,
-				 now_ms, random);
-	else
+	if (!may_quarantine(farm)) {
 		backend_count(b, BACKEND_COUNT_eject_spared, 1);
+		return;
+	}
+	health_note_sick(&b->health, &farm->policy, (unsigned)o->stage, now_ms,
+			 random);
 }
 
 /*
@@ -889,12 +890,12 @@ void balancer_unnote(struct farm *farm, const struct balancer_slot *slot,
 	if (is_hard(outcome))
 		return; /* no client's doing */
 	pthread_mutex_lock(&b->mutex);
-	if (atomic_load(&b->generation) == slot->generation)
-		backend_error_undo(b,
-				   health_unvote(&b->health,
-						 vote_kind(outcome->class),
-						 outcome->source),
-				   now_ms);
+	if (atomic_load(&b->generation) == slot->generation) {
+		uint16_t step = health_unvote(
+			&b->health, vote_kind(outcome->class), outcome->source);
+
+		backend_error_undo(b, step, now_ms);
+	}
 	pthread_mutex_unlock(&b->mutex);
 }
 

@@ -128,8 +128,8 @@ void balancer_release(struct farm *farm, const struct balancer_slot *slot);
  *
  * One vote per source and class in 10 s; POLICY never counts against it.
  * Ejections leave at least half of the farm, rounded up, in rotation.
- * Sessions that were reserved before the last ejection or fall only count in
- * counters.  *change (never NULL) says what changed.
+ * Sessions that were reserved before the last ejection or fall change no state:
+ * only counters and the average.  *change (never NULL) says what changed.
  */
 void balancer_note(struct farm *farm, const struct balancer_slot *slot,
 		   const struct balancer_outcome *outcome, int64_t now_ms,

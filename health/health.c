@@ -381,14 +381,15 @@ static void hold_off(struct health *h, const struct health_policy *policy,
 {
 	int64_t ms;
 
-	if (why == HEALTH_WHY_RESOURCES)
+	if (why == HEALTH_WHY_RESOURCES) {
 		ms = next_hold(&h->cool_level, &h->cool_end_ms,
 			       policy->cooldown_ms, policy->cooldown_max_ms,
 			       now_ms);
-	else
+	} else {
 		ms = next_hold(&h->hold_level, &h->hold_end_ms,
 			       policy->busy_hold_ms, policy->busy_hold_max_ms,
 			       now_ms);
+	}
 	enter(h, HEALTH_BUSY, why, now_ms + ms, now_ms);
 }
 

@@ -23,6 +23,7 @@
  *	UP -- busy: 3 sources or one strong sign; refused > BUSY
  *	BUSY -- until_ms is over -------------------------> UP
  *	UP -- `passive_fall` hard failures in a row ------> EJECTED
+ *	UP -- sicker than its peers ----------------------> EJECTED
  *	EJECTED -- until_ms is over ----------------------> HALF_OPEN
  *	HALF_OPEN -- a session succeeded, or 2 probes ----> UP
  *	HALF_OPEN -- a hard failure ----------------------> EJECTED, longer

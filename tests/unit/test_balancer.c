@@ -23,6 +23,8 @@ static struct backend_change change;
 static const struct balancer_need anything;
 static uint64_t seed;
 
+static unsigned count_ejected(void);
+
 /* A fixed sequence: each test draws the same numbers in every run. */
 static uint64_t draw(void)
 {
@@ -446,9 +448,23 @@ struct contest {
 };
 static struct contest contest;
 
+static void run_threads(void *(*run)(void *))
+{
+	pthread_t threads[THREADS];
+	uint64_t seeds[THREADS];
+
+	for (size_t i = 0; i < THREADS; i++) {
+		seeds[i] = draw();
+		assert_int_equal(
+			pthread_create(&threads[i], NULL, run, &seeds[i]), 0);
+	}
+	for (size_t i = 0; i < THREADS; i++)
+		assert_int_equal(pthread_join(threads[i], NULL), 0);
+}
+
 static void *contend(void *arg)
 {
-	uint64_t random = (uint64_t)(uintptr_t)arg * 7919;
+	uint64_t random = *(const uint64_t *)arg;
 	struct backend_change mine;
 
 	for (int i = 0; i < ROUNDS; i++) {
@@ -489,18 +505,12 @@ static void *contend(void *arg)
 static void no_interleaving_takes_a_slot_too_many(void **state)
 {
 	(void)state;
-	pthread_t threads[THREADS];
 	uint64_t tried = 0;
 
 	memset(&contest, 0, sizeof(contest));
 	for (uint32_t i = 0; i < 3; i++)
 		add_up(i + 1, 1); /* 6 slots for 12 wishes */
-	for (uintptr_t i = 0; i < THREADS; i++)
-		assert_int_equal(pthread_create(&threads[i], NULL, contend,
-						(void *)(i + 1)),
-				 0);
-	for (size_t i = 0; i < THREADS; i++)
-		pthread_join(threads[i], NULL);
+	run_threads(contend);
 	assert_false(atomic_load(&contest.over_limit));
 	for (uint32_t i = 0; i < 3; i++) {
 		struct backend *b = &farm.backends[i];
@@ -513,9 +523,45 @@ static void no_interleaving_takes_a_slot_too_many(void **state)
 	assert_true(tried >= ROUNDS);
 }
 
+static void *try_again(void *arg)
+{
+	uint64_t random = *(const uint64_t *)arg;
+	struct backend_change mine;
+
+	for (int i = 0; i < ROUNDS; i++) {
+		struct balancer_slot slot;
+
+		if (balancer_reserve(&farm, &anything, START_MS + 9000,
+				     random++, &slot, &mine) != BALANCER_PICKED)
+			continue;
+		if (!slot.trial || atomic_fetch_add(&contest.held[0], 1) > 0)
+			atomic_store(&contest.over_limit, true);
+		atomic_fetch_add(&contest.taken, 1);
+		atomic_fetch_sub(&contest.held[0], 1);
+		balancer_release(&farm, &slot);
+	}
+	return NULL;
+}
+
+static void no_interleaving_makes_two_trials_at_once(void **state)
+{
+	(void)state;
+	struct backend *a = add_up(100, 1);
+
+	memset(&contest, 0, sizeof(contest));
+	add_up(100, 1);
+	eject(a, START_MS);
+	backend_set_admin(&farm.backends[1], BACKEND_ADMIN_DRAIN, NULL);
+	run_threads(try_again);
+	assert_false(atomic_load(&contest.over_limit));
+	assert_true(atomic_load(&contest.taken) > 0);
+	assert_int_equal(backend_state(a), HEALTH_HALF_OPEN);
+	assert_int_equal(atomic_load(&a->inflight), 0);
+}
+
 static void *quarrel(void *arg)
 {
-	uint64_t random = (uint64_t)(uintptr_t)arg * 104729;
+	uint64_t random = *(const uint64_t *)arg;
 	struct backend_change mine;
 
 	for (int i = 0; i < ROUNDS / 10; i++) {
@@ -552,13 +598,10 @@ static void *quarrel(void *arg)
 		(void)balancer_due_ms(&farm);
 		while (balancer_tick(&farm, now, &mine))
 			;
-		unsigned ejected = 0;
-
 		/* Ejections happen behind this mutex: the count is exact. */
 		pthread_mutex_lock(&farm.mutex);
-		for (uint16_t b = 0; b < farm_size(&farm); b++)
-			ejected += backend_state(&farm.backends[b]) ==
-				   HEALTH_EJECTED;
+		unsigned ejected = count_ejected();
+
 		pthread_mutex_unlock(&farm.mutex);
 		if (ejected > farm_size(&farm) / 2)
 			atomic_store(&contest.over_limit, true);
@@ -569,18 +612,12 @@ static void *quarrel(void *arg)
 static void threads_that_note_all_kinds_of_things_get_along(void **state)
 {
 	(void)state;
-	pthread_t threads[THREADS];
 	uint64_t changes = 0;
 
 	memset(&contest, 0, sizeof(contest));
 	for (int i = 0; i < 5; i++)
 		add_up(3, 1);
-	for (uintptr_t i = 0; i < THREADS; i++)
-		assert_int_equal(pthread_create(&threads[i], NULL, quarrel,
-						(void *)(i + 1)),
-				 0);
-	for (size_t i = 0; i < THREADS; i++)
-		pthread_join(threads[i], NULL);
+	run_threads(quarrel);
 	assert_false(atomic_load(&contest.over_limit));
 	for (int i = 0; i < 5; i++) {
 		assert_int_equal(atomic_load(&farm.backends[i].inflight), 0);
@@ -817,29 +854,35 @@ static void a_farm_that_is_sick_alike_stays(void **state)
 		assert_int_equal(backend_state(b[i]), HEALTH_UP);
 }
 
+static void make_sick(struct backend *b)
+{
+	for (uint64_t s = 0; s < 60; s++) {
+		if (backend_state(b) == HEALTH_UP)
+			said(b, BUSY_SICK, BUSY_STAGE_MAIL, s, START_MS);
+	}
+}
+
+static unsigned count_ejected(void)
+{
+	unsigned out = 0;
+
+	for (uint16_t i = 0; i < farm_size(&farm); i++)
+		out += backend_state(&farm.backends[i]) == HEALTH_EJECTED;
+	return out;
+}
+
 static void half_the_farm_rounded_up_stays_however_sick(void **state)
 {
-	(void)state;
 	for (unsigned n = 1; n <= 9; n++) {
-		struct backend *b[9];
-		unsigned out = 0;
-
-		teardown(NULL);
-		setup(NULL);
+		teardown(state);
+		setup(state);
 		for (unsigned i = 0; i < n; i++)
-			b[i] = add_up(10, 1);
+			add_up(10, 1);
 		/* One after the other, so that each is worse than the rest. */
-		for (unsigned i = 0; i < n; i++) {
-			for (uint64_t s = 0; s < 60; s++) {
-				if (backend_state(b[i]) == HEALTH_UP)
-					said(b[i], BUSY_SICK, BUSY_STAGE_MAIL,
-					     s, START_MS);
-			}
-		}
 		for (unsigned i = 0; i < n; i++)
-			out += backend_state(b[i]) == HEALTH_EJECTED;
-		assert_true(n - out >= (n + 1) / 2);
-		assert_true(n < 2 || out > 0);
+			make_sick(&farm.backends[i]);
+		assert_true(n - count_ejected() >= (n + 1) / 2);
+		assert_true(n < 2 || count_ejected() > 0);
 	}
 }
 
@@ -936,20 +979,14 @@ static void sessions_of_before_do_not_eject_again(void **state)
 
 static void at_most_half_of_the_farm_is_ejected(void **state)
 {
-	(void)state;
 	for (unsigned n = 1; n <= 10; n++) {
-		struct backend *b[10];
-		unsigned out = 0;
-
-		teardown(NULL);
-		setup(NULL);
+		teardown(state);
+		setup(state);
 		for (unsigned i = 0; i < n; i++)
-			b[i] = add_up(10, 1);
+			add_up(10, 1);
 		for (unsigned i = 0; i < n; i++)
-			eject(b[i], START_MS);
-		for (unsigned i = 0; i < n; i++)
-			out += backend_state(b[i]) == HEALTH_EJECTED;
-		assert_int_equal(out, n / 2);
+			eject(&farm.backends[i], START_MS);
+		assert_int_equal(count_ejected(), n / 2);
 		assert_true(balancer_available(&farm, START_MS, NULL, NULL));
 	}
 }
@@ -1114,6 +1151,20 @@ static void refusing_a_probe_while_sessions_are_answered_is_full(void **state)
 	balancer_release(&farm, &slot);
 }
 
+static void refusing_a_probe_without_any_session_is_down(void **state)
+{
+	(void)state;
+	struct backend *a = add_up(10, 1);
+
+	for (int64_t i = 1; i <= 3; i++) {
+		int64_t now = START_MS + i * 20000;
+
+		said(a, BUSY_OK, BUSY_STAGE_EOD, 1, now - 50);
+		probe_as(a, PROBE_REFUSED, 0, 0, now);
+	}
+	assert_int_equal(backend_state(a), HEALTH_DOWN);
+}
+
 static void time_ends_each_hold_once(void **state)
 {
 	(void)state;
@@ -1164,6 +1215,7 @@ int main(void)
 		TEST(only_who_offers_what_is_needed_is_chosen),
 		TEST(the_offer_is_what_all_in_use_offer),
 		TEST(no_interleaving_takes_a_slot_too_many),
+		TEST(no_interleaving_makes_two_trials_at_once),
 		TEST(threads_that_note_all_kinds_of_things_get_along),
 		TEST(busy_to_one_source_changes_no_state),
 		TEST(busy_to_three_sources_holds_off),
@@ -1189,6 +1241,7 @@ int main(void)
 		TEST(a_probe_takes_a_slot_and_has_one_owner),
 		TEST(a_backend_full_of_our_sessions_is_not_probed),
 		TEST(refusing_a_probe_while_sessions_are_answered_is_full),
+		TEST(refusing_a_probe_without_any_session_is_down),
 		TEST(time_ends_each_hold_once),
 		TEST(every_verdict_has_its_words),
 	};

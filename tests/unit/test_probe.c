@@ -468,12 +468,10 @@ static void a_long_reply_is_kept_up_to_its_bound(void **state)
 	struct talk t;
 	static char line[1200];
 
-	memset(line, 'x', sizeof(line));
-	memcpy(line, "421 ", 4);
-	memcpy(line + sizeof(line) - 2, "\r\n", 2);
+	snprintf(line, sizeof(line), "421 %01190d\r\n", 0);
 	begin(&t, &order_plain, false);
 	happen(&t, PROBE_IN_CONNECTED);
-	hear(&t, line, sizeof(line));
+	hear(&t, line, strlen(line));
 	assert_int_equal(t.probe.report.text_len, PROBE_TEXT_MAX);
 	assert_int_equal(t.probe.report.outcome, PROBE_GREETING_BUSY);
 }
@@ -591,10 +589,11 @@ static void every_outcome_has_its_words(void **state)
 
 		assert_true(strlen(probe_outcome_name(o)) > 0);
 		assert_true(strlen(probe_outcome_help(o)) > 0);
-		for (unsigned j = 0; j < i; j++)
+		for (unsigned j = 0; j < i; j++) {
 			assert_string_not_equal(
 				probe_outcome_name(o),
 				probe_outcome_name((enum probe_outcome)j));
+		}
 	}
 	for (unsigned i = 0; i < PROBE_STEP_COUNT; i++)
 		assert_true(strlen(probe_step_word((enum probe_step_name)i)) >
