@@ -48,11 +48,6 @@ void farm_fini(struct farm *farm)
 	pthread_mutex_destroy(&farm->mutex);
 }
 
-uint16_t farm_size(const struct farm *farm)
-{
-	return (uint16_t)atomic_load(&farm->count);
-}
-
 struct backend *farm_at(struct farm *farm, uint16_t index)
 {
 	assert(index < FARM_BACKENDS_MAX);

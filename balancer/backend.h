@@ -231,7 +231,10 @@ struct backend *farm_find(struct farm *farm, const char *name, size_t len);
 
 /* The backend at a place, or NULL unless LIVE: to walk 0..farm_size(). */
 struct backend *farm_at(struct farm *farm, uint16_t index);
-uint16_t farm_size(const struct farm *farm);
+static inline uint16_t farm_size(const struct farm *farm)
+{
+	return (uint16_t)atomic_load(&farm->count);
+}
 
 /*
  * Operator's orders, at once for new sessions; running ones go on.  `change`
