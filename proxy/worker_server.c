@@ -141,7 +141,7 @@ static void note_ok(struct worker *w, struct server *v, enum busy_stage stage)
 
 /*
  * The same words from a second backend for the same client: it was not the
- * first one's fault (BUSY.md, section 6).
+ * first one's fault.
  */
 static void blame(struct worker *w, struct server *v,
 		  const struct balancer_outcome *outcome)
@@ -185,6 +185,18 @@ static void log_refusal(struct worker *w, const struct server *v,
 	work_log(w, LOG_LEVEL_INFO);
 }
 
+/*
+ * 452 at MAIL may be about this one message (RFC 1870): large is what is
+ * above a quarter of what the backend offers .
+ */
+static bool may_be_size(const struct server *v)
+{
+	uint64_t size = v->upstream.ehlo.size;
+
+	return v->upstream.stage == BUSY_STAGE_MAIL && v->client != NULL &&
+	       size > 0 && v->client->session.size_said > size / 4;
+}
+
 /* Classify the reply just read.  Notes and logs what is not plain OK. */
 static struct busy_verdict judge(struct worker *w, struct server *v)
 {
@@ -211,8 +223,9 @@ static struct busy_verdict judge(struct worker *w, struct server *v)
 	    reply.stage != BUSY_STAGE_EOD)
 		return verdict;
 	outcome.class = verdict.class;
-	outcome.strong = verdict.rule == BUSY_RULE_R6 ||
-			 (reply.esc.subject == 3 && reply.esc.detail == 1);
+	outcome.strong = (verdict.rule == BUSY_RULE_R6 ||
+			  (reply.esc.subject == 3 && reply.esc.detail == 1)) &&
+			 !may_be_size(v);
 	note(w, v, &outcome);
 	if (verdict.class != BUSY_OK && verdict.class != BUSY_POLICY) {
 		log_refusal(w, v, &outcome, busy_rule_name(verdict.rule));
@@ -431,7 +444,9 @@ static void feed(struct worker *w, struct server *v)
 			failed(w, v, BALANCER_GARBLED);
 			break;
 		case UPSTREAM_BYE:
-			end(w, v, false);
+			/* Its end of stream is right behind: to close then
+			 * needs no shutdown.  The deadline stands. */
+			work_queue_drop(w, &v->in);
 			break;
 		}
 	}
