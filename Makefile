@@ -109,6 +109,7 @@ NEEDS_balancer  := $(NEEDS_backend) balancer/balancer.c health/probe.c \
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SIM   := $(wildcard tests/sim/*.c)
+SIM_LDFLAGS := -Wl,--wrap=session_step -Wl,--wrap=balancer_release -Wl,--wrap=io_buf_put
 LIBS_ring := -luring
 LIBS_config := -linih
 

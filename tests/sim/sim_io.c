@@ -75,7 +75,7 @@ struct sock {
 	size_t sending_left;
 	bool fin_wanted, fin_done;
 	unsigned close_in; /* batches until IO_CLOSED, 0: it was told */
-	bool accepted, greeted, ended, spoke;
+	bool accepted, greeted, ended, spoke, listened;
 	int64_t quiet_since_us;
 };
 
@@ -102,7 +102,7 @@ struct io {
 	int64_t now_ms;
 	int64_t deadline_ms;
 	int64_t wall_off_ms;
-	uint64_t waits;
+	bool timed_out; /* the deadline had come at the last io_wait() */
 	uint64_t changes;
 	uint32_t starved; /* sockets whose receive waits for a buffer */
 	bool woken;
@@ -281,8 +281,11 @@ static bool buf_is_sound(const struct io *io, const struct buf *b)
 struct io_buf *io_buf_get(struct io *io, enum io_pool pool)
 {
 	if (io->pools[pool].free_count == 0 ||
-	    sim_chance(io->sim, sim_faults(io->sim)->no_buffer))
+	    sim_chance(io->sim, sim_faults(io->sim)->no_buffer)) {
+		sim_trace(io->sim, "io%u: no buffer", io->worker);
+		sim_starve(io->sim);
 		return NULL;
+	}
 	return buf_take(io, pool);
 }
 
@@ -527,6 +530,7 @@ int io_listen(struct io *io, const struct sockaddr *addr, unsigned mode,
 	if (s == NULL)
 		return -EMFILE;
 	s->listener = sim_listen(io->sim, addr, on_accept, s);
+	s->listened = true;
 	*listener = handle_of(s);
 	return 0;
 }
@@ -993,7 +997,7 @@ int io_wait(struct io *io, int64_t deadline_ms)
 	io->batch_len = io->batch_at = 0;
 	io->now_ms = sim_now_us(sim) / SIM_MS + 1;
 	io->deadline_ms = deadline_ms;
-	io->waits++;
+	io->timed_out = io->now_ms >= deadline_ms;
 	if (sim_chance(sim, sim_faults(sim)->wall_jump))
 		io->wall_off_ms = (int64_t)sim_below(sim, 172800000) - 86400000;
 	if (io->woken) {
@@ -1090,7 +1094,9 @@ int64_t sim_io_due_us(const struct io *io)
 {
 	int64_t now_us = sim_now_us(io->sim);
 
-	if (io->dirty_len > 0 || io->woken || io->batch_at < io->batch_len)
+	/* Behind a batch or a deadline, the next deadline is not known. */
+	if (io->dirty_len > 0 || io->woken || io->batch_len > 0 ||
+	    io->timed_out)
 		return now_us;
 	if (io->deadline_ms == INT64_MAX)
 		return INT64_MAX;
@@ -1129,9 +1135,19 @@ unsigned sim_io_buffers_out(const struct io *io)
 	return out;
 }
 
-uint64_t sim_io_batches(const struct io *io)
+size_t sim_io_connections(const struct io *io)
 {
-	return io->waits;
+	size_t count = 0;
+
+	for (uint32_t i = 0; i < io->socks_max; i++)
+		count += io->socks[i].state != SOCK_FREE &&
+			 !io->socks[i].listened;
+	return count;
+}
+
+size_t sim_io_delivered(const struct io *io)
+{
+	return io->batch_len;
 }
 
 void sim_io_bugs_set(struct io *io, const struct sim_io_bugs *bugs)

@@ -51,8 +51,10 @@ uint64_t sim_io_changes(const struct io *io);
 
 /* Buffers that are not in their pool; events of the batch not yet pulled. */
 unsigned sim_io_buffers_out(const struct io *io);
-/* Calls of io_wait() so far. */
-uint64_t sim_io_batches(const struct io *io);
+/* Sockets in use that do not listen. */
+size_t sim_io_connections(const struct io *io);
+/* Events that the last batch had. */
+size_t sim_io_delivered(const struct io *io);
 
 /*
  * Bugs on demand, to prove the checkers.  sending() sees, and may alter, what

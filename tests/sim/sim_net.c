@@ -93,6 +93,7 @@ struct sim {
 	uint16_t port_next;
 	FILE *trace;
 	bool failed;
+	bool starved;
 	char violation[VIOLATION_MAX];
 };
 
@@ -337,6 +338,16 @@ void sim_violation(struct sim *sim, const char *format, ...)
 const char *sim_failed(const struct sim *sim)
 {
 	return sim->failed ? sim->violation : NULL;
+}
+
+void sim_starve(struct sim *sim)
+{
+	sim->starved = true;
+}
+
+bool sim_is_starved(const struct sim *sim)
+{
+	return sim->starved;
 }
 
 /* --- addresses --- */

@@ -99,6 +99,10 @@ void sim_violation(struct sim *sim, const char *format, ...)
 /* NULL: nothing went wrong. */
 const char *sim_failed(const struct sim *sim);
 
+/* Has something once been wanted of the world that it did not have? */
+void sim_starve(struct sim *sim);
+bool sim_is_starved(const struct sim *sim);
+
 /* --- the network --- */
 
 enum sim_what {

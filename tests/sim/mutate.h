@@ -1,0 +1,36 @@
+#ifndef SIM_MUTATE_H
+#define SIM_MUTATE_H
+
+#include <stdbool.h>
+
+#include "tests/sim/world.h"
+
+/*
+ * Deliberate bugs, to prove that the checkers catch them.  The product knows
+ * nothing of them: they are put between its modules when weir-sim is linked
+ * (-Wl,--wrap), or into the simulated io.
+ */
+
+enum mutate_bug {
+	MUTATE_NONE,
+	MUTATE_EARLY_250,     /* 2xx before the backend's final reply */
+	MUTATE_REPLAY,        /* a message sent again after its end of data */
+	MUTATE_LOST_SLOT,     /* a slot that is not given back */
+	MUTATE_WRONG_SESSION, /* octets of one session to another */
+	MUTATE_STALE_EVENT,   /* an event behind IO_CLOSED */
+	MUTATE_ALTERED,       /* an octet of a body changed */
+	MUTATE_LEAK,          /* a buffer that nobody puts back */
+	MUTATE_BUGS,
+};
+
+/* The bug's name on the command line; NULL beyond the last. */
+const char *mutate_name(unsigned bug);
+/* The bug of that name, or 0. */
+unsigned mutate_find(const char *name);
+
+/* Plant it in a world that has been started. */
+void mutate_plant(struct world *w, unsigned bug);
+/* How often has it done something? */
+unsigned mutate_count(void);
+
+#endif

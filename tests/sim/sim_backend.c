@@ -1,0 +1,892 @@
+#include "tests/sim/sim_backend.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+	LINE_MAX_OCTETS = 4096,
+	REPLY_MAX = 1024,
+	DRIP_US = 200 * SIM_MS,
+	SPLIT_US = 3 * SIM_MS,
+	LINES_MANY = 1500,
+	READ_SIZE = 16384,
+};
+
+/* What one connection expects to read. */
+enum reading { READ_COMMANDS, READ_DATA, READ_CHUNK, READ_NOTHING };
+
+/* A reply on its way. */
+struct saying {
+	struct saying *next;
+	int64_t at_us;
+	struct check_message *final; /* the reply to its end of data, or NULL */
+	unsigned code;
+	bool bye;   /* close behind it */
+	bool reset; /* by a reset */
+	bool last;  /* of its reply: it answers one command */
+	size_t len;
+	char text[];
+};
+
+struct conn {
+	struct conn *next, *prev;
+	struct sim_backend *backend;
+	struct sim_end *end;
+	enum reading reading;
+	struct sim_deed deed;
+	bool done; /* the deed */
+	bool greeted;
+	bool dripping;
+	bool stalled;
+	bool lying;
+	unsigned due; /* commands not answered yet */
+	bool greet_due;
+	struct saying *first, *last;
+	struct sim_timer timer;
+	struct sim_timer drip;
+	int64_t free_at_us; /* replies are said in order */
+	/* the dialogue */
+	unsigned helo_client; /* 0: not one of the scripted clients */
+	bool helo;
+	bool mail;
+	struct check_message *message;
+	unsigned taken; /* recipients said 2xx to */
+	size_t body_len;
+	unsigned eod_match; /* octets of CRLF.CRLF seen */
+	bool chunked;
+	uint64_t chunk_left;
+	bool chunk_last;
+	size_t line_len;
+	char line[LINE_MAX_OCTETS];
+};
+
+struct sim_backend {
+	struct sim *sim;
+	struct check *check;
+	struct sim_backend_config config;
+	struct sim_listener *listener;
+	struct conn conns; /* list head */
+	unsigned open, seen, accepted;
+	enum sim_up up;
+};
+
+/* Replies of real servers that have no room, or are about to go. */
+static const char *const busy_texts[] = {
+	"421 4.3.2 All server ports are busy\r\n",
+	"421 4.7.0 Error: too many connections\r\n",
+	"421 Too many concurrent SMTP connections; please try again "
+	"later.\r\n",
+	"421 4.3.2 Too many open connections.\r\n",
+	"421 4.3.2 The maximum number of concurrent connections has exceeded "
+	"a limit, closing transmission channel\r\n",
+	"421 Too much load; please try again later.\r\n",
+	"450 Busy\r\n",
+	"453 Too Busy\r\n",
+	"421 4.3.2 Connection rate limit exceeded.\r\n",
+};
+
+static const char *const later_texts[] = {
+	"452 4.3.1 Insufficient system storage\r\n",
+	"452 Space shortage, please try later\r\n",
+	"451 4.3.0 Temporary system failure\r\n",
+	"421 4.3.2 Service not available, closing transmission channel\r\n",
+	"450 4.7.1 Greylisted, please try again\r\n",
+	"550 5.7.1 Not wanted here\r\n",
+	"554 5.7.1 Refused by policy\r\n",
+	"452 4.3.1 Insufficient system resources (TSTE)\r\n",
+};
+
+/* Whatever SMTP is not. */
+static const char *const garbage_texts[] = {
+	"hello there\r\n", "250-one\r\n550 other\r\n",
+	"25\r\n",          "250 bare\n",
+	"999 what\r\n",    "250-half a reply",
+	"250_ok\r\n",      "\r\n",
+};
+
+/* --- saying --- */
+
+static void conn_close(struct conn *c, bool reset)
+{
+	struct sim_backend *b = c->backend;
+
+	sim_timer_clear(b->sim, &c->timer);
+	sim_timer_clear(b->sim, &c->drip);
+	while (c->first != NULL) {
+		struct saying *s = c->first;
+
+		c->first = s->next;
+		free(s);
+	}
+	if (reset)
+		sim_end_reset(c->end);
+	else
+		sim_end_close(c->end);
+	b->open--;
+	c->prev->next = c->next;
+	c->next->prev = c->prev;
+	free(c);
+}
+
+/* True: the connection is gone. */
+static bool say_now(struct conn *c, const struct saying *s)
+{
+	bool bye = s->bye, reset = s->reset;
+
+	sim_end_say(c->end, s->text, s->len);
+	if (s->last && c->greet_due)
+		c->greet_due = false;
+	else if (s->last && c->due > 0)
+		c->due--;
+	if (s->final != NULL) {
+		check_final(c->backend->check, s->final, s->code);
+		if (s->code < 300)
+			c->backend->accepted++;
+	}
+	if (bye)
+		conn_close(c, reset);
+	return bye;
+}
+
+static void timer_fires(void *owner)
+{
+	struct conn *c = owner;
+	struct sim *sim = c->backend->sim;
+
+	while (c->first != NULL && c->first->at_us <= sim_now_us(sim)) {
+		struct saying *s = c->first;
+
+		c->first = s->next;
+		if (c->first == NULL)
+			c->last = NULL;
+		bool gone = say_now(c, s);
+		free(s);
+		if (gone)
+			return;
+	}
+	if (c->first != NULL)
+		sim_timer_set(sim, &c->timer, c->first->at_us);
+}
+
+static struct saying *say_later(struct conn *c, const char *text, size_t len,
+				int64_t after_us)
+{
+	struct sim *sim = c->backend->sim;
+	struct saying *s = calloc(1, sizeof(*s) + len);
+
+	if (s == NULL)
+		abort();
+	memcpy(s->text, text, len);
+	s->len = len;
+	s->at_us = sim_now_us(sim) + after_us;
+	if (s->at_us < c->free_at_us)
+		s->at_us = c->free_at_us;
+	c->free_at_us = s->at_us;
+	if (c->last == NULL)
+		c->first = s;
+	else
+		c->last->next = s;
+	c->last = s;
+	if (c->timer.index == 0)
+		sim_timer_set(sim, &c->timer, s->at_us);
+	return s;
+}
+
+static int64_t usual_delay(const struct conn *c)
+{
+	uint32_t max = c->backend->config.delay_us_max;
+
+	return max == 0 ? 0 : sim_below(c->backend->sim, max);
+}
+
+static void say_split(struct conn *c, const char *text, size_t len)
+{
+	for (size_t i = 0; i < len; i++)
+		say_later(c, text + i, 1, SPLIT_US * (int64_t)(i + 1));
+}
+
+static void drip_fires(void *owner)
+{
+	struct conn *c = owner;
+	static const char line[] = "220-wait\r\n";
+
+	sim_end_say(c->end, line, sizeof(line) - 1);
+	sim_timer_set(c->backend->sim, &c->drip,
+		      sim_now_us(c->backend->sim) + DRIP_US);
+}
+
+static void say_many(struct conn *c, const char *text, size_t len)
+{
+	for (unsigned i = 0; i < LINES_MANY; i++) {
+		char line[64];
+		int n = snprintf(line, sizeof(line), "%.3s-line %u\r\n", text,
+				 i);
+
+		say_later(c, line, (size_t)n, 0);
+	}
+	say_later(c, text, len, 0);
+}
+
+static void stall_ends(struct conn *c);
+
+static void wake_fires(void *owner)
+{
+	struct conn *c = owner;
+
+	c->drip.fire = drip_fires;
+	stall_ends(c);
+}
+
+/* From here on nobody can know which of its replies is to what. */
+static void lie(struct conn *c)
+{
+	c->lying = true;
+	if (c->message != NULL)
+		c->message->lied = true;
+}
+
+/*
+ * Do the deed of this stage in place of a reply, or along with it.  Returns
+ * the last saying of the reply if one was said, else NULL.
+ */
+static struct saying *do_deed(struct conn *c, const char *text, size_t len)
+{
+	struct sim *sim = c->backend->sim;
+	const struct sim_deed *d = &c->deed;
+	struct saying *s;
+
+	c->done = true;
+	check_totals(c->backend->check)->deeds++;
+	sim_trace(sim, "backend b%u: deed %u at stage %u",
+		  c->backend->config.index, (unsigned)d->kind,
+		  (unsigned)d->stage);
+	switch (d->kind) {
+	case SIM_DEED_GARBAGE:
+		lie(c);
+		return say_later(c, d->text, strlen(d->text), usual_delay(c));
+	case SIM_DEED_SAY:
+	case SIM_DEED_BYE:
+		s = say_later(c, d->text, strlen(d->text), usual_delay(c));
+		s->bye = d->kind == SIM_DEED_BYE;
+		return s;
+	case SIM_DEED_FIN:
+	case SIM_DEED_RST:
+		s = say_later(c, "", 0, usual_delay(c));
+		s->bye = true;
+		s->reset = d->kind == SIM_DEED_RST;
+		return NULL;
+	case SIM_DEED_SILENCE:
+		c->reading = READ_NOTHING;
+		return NULL;
+	case SIM_DEED_EXTRA:
+		lie(c);
+		s = say_later(c, text, len, usual_delay(c));
+		say_later(c, d->text, strlen(d->text), 0);
+		return s;
+	case SIM_DEED_SPLIT:
+		say_split(c, text, len);
+		return c->last;
+	case SIM_DEED_SLOW:
+		return say_later(c, text, len, d->after_us);
+	case SIM_DEED_LATER:
+		s = say_later(c, text, len, usual_delay(c));
+		say_later(c, d->text, strlen(d->text), d->after_us)->bye = true;
+		return s;
+	case SIM_DEED_ENDLESS:
+		c->reading = READ_NOTHING;
+		drip_fires(c);
+		return NULL;
+	case SIM_DEED_LINES:
+		say_many(c, text, len);
+		return c->last;
+	case SIM_DEED_STALL:
+		c->stalled = true;
+		c->drip.fire = wake_fires;
+		sim_timer_set(sim, &c->drip, sim_now_us(sim) + d->after_us);
+		return say_later(c, text, len, usual_delay(c));
+	case SIM_DEED_NONE:
+		break;
+	}
+	return NULL;
+}
+
+static bool deed_is_due(const struct conn *c, enum sim_stage stage)
+{
+	return !c->done && c->deed.kind != SIM_DEED_NONE &&
+	       c->deed.stage == stage;
+}
+
+/* A reply at this stage, or what the deed makes of it. */
+static struct saying *reply(struct conn *c, enum sim_stage stage,
+			    const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+
+static struct saying *reply(struct conn *c, enum sim_stage stage,
+			    const char *format, ...)
+{
+	char text[REPLY_MAX];
+	va_list args;
+
+	va_start(args, format);
+	int len = vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	assert(len > 0);
+	assert((size_t)len < sizeof(text));
+	struct saying *s;
+	if (deed_is_due(c, stage))
+		s = do_deed(c, text, (size_t)len);
+	else
+		s = say_later(c, text, (size_t)len, usual_delay(c));
+	if (s != NULL) {
+		s->last = true;
+		s->code = (unsigned)atoi(s->len >= 3 ? s->text : text);
+	}
+	return s;
+}
+
+/* Did it say what it was to say, or at least something as good? */
+static bool positive(const struct saying *s)
+{
+	return s != NULL && s->text[0] <= '3';
+}
+
+/* --- commands --- */
+
+static const char *mark_of(const struct conn *c)
+{
+	return c->message == NULL ? "-" : c->message->mark;
+}
+
+static void transaction_clear(struct conn *c)
+{
+	c->mail = false;
+	c->message = NULL;
+	c->taken = 0;
+	c->body_len = 0;
+	c->chunked = false;
+}
+
+static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
+{
+	const struct sim_backend_config *config = &c->backend->config;
+	static const char *const words[] = {
+		"PIPELINING", "SIZE 10485760", "8BITMIME",          "CHUNKING",
+		"SMTPUTF8",   "DSN",           "XCLIENT NAME ADDR",
+	};
+	char text[REPLY_MAX];
+	int len;
+
+	c->helo = true;
+	c->helo_client = 0;
+	if (sscanf(arg, "c%u.client.test", &c->helo_client) != 1)
+		c->helo_client = 0;
+	transaction_clear(c);
+	if (!esmtp || config->offers == 0) {
+		if (esmtp)
+			reply(c, SIM_STAGE_EHLO, "502 5.5.1 Say HELO\r\n");
+		else
+			reply(c, SIM_STAGE_EHLO, "250 b%u.test\r\n",
+			      config->index);
+		return;
+	}
+	len = snprintf(text, sizeof(text), "250-b%u.test\r\n", config->index);
+	for (unsigned i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+		if (config->offers & 1U << i)
+			len += snprintf(text + len, sizeof(text) - (size_t)len,
+					"250-%s\r\n", words[i]);
+	}
+	if (config->offers & SIM_OFFER_DANGEROUS)
+		len += snprintf(text + len, sizeof(text) - (size_t)len,
+				"250-XFORWARD NAME\r\n250-ETRN\r\n"
+				"250-STARTTLS\r\n250-X-WHATEVER a b\r\n");
+	snprintf(text + len, sizeof(text) - (size_t)len, "250 HELP\r\n");
+	reply(c, SIM_STAGE_EHLO, "%s", text);
+}
+
+/* Whose is it?  Everything of a transaction must be of one client. */
+static void witness(struct conn *c, const char *arg)
+{
+	struct sim_backend *b = c->backend;
+	struct check_message *m = check_message_find(b->check, arg,
+						     strlen(arg));
+
+	if (m == NULL)
+		return;
+	if ((c->message != NULL && c->message != m) ||
+	    (c->helo_client != 0 && c->helo_client != m->client))
+		sim_violation(b->sim,
+			      "backend b%u: \"%s\" came in a transaction of "
+			      "%s, on a connection of client %u",
+			      b->config.index, arg, mark_of(c), c->helo_client);
+	c->message = m;
+	if (c->lying)
+		m->lied = true;
+}
+
+static void do_mail(struct conn *c, const char *arg)
+{
+	if (!c->helo || c->mail) {
+		sim_violation(c->backend->sim, "backend b%u: MAIL out of order",
+			      c->backend->config.index);
+		return;
+	}
+	transaction_clear(c);
+	witness(c, arg);
+	struct saying *s = reply(c, SIM_STAGE_MAIL, "250 2.1.0 b%u %s\r\n",
+				 c->backend->config.index, mark_of(c));
+	c->mail = positive(s);
+}
+
+static void do_rcpt(struct conn *c, const char *arg)
+{
+	unsigned k = 0, client, number;
+	const char *at = strchr(arg, '<');
+
+	witness(c, arg);
+	if (!c->mail) {
+		reply(c, SIM_STAGE_RCPT, "503 5.5.1 b%u %s\r\n",
+		      c->backend->config.index, mark_of(c));
+		return;
+	}
+	if (strstr(arg, "<refused") != NULL) {
+		reply(c, SIM_STAGE_RCPT, "550 5.1.1 No such user b%u %s\r\n",
+		      c->backend->config.index, mark_of(c));
+		return;
+	}
+	struct saying *s = reply(c, SIM_STAGE_RCPT, "250 2.1.5 b%u %s\r\n",
+				 c->backend->config.index, mark_of(c));
+	if (at != NULL &&
+	    sscanf(at, "<r%u.c%u.m%u@", &k, &client, &number) == 3 &&
+	    k < CHECK_RCPTS_MAX && positive(s))
+		c->taken |= 1U << k;
+}
+
+static void do_data(struct conn *c)
+{
+	if (!c->mail || c->taken == 0) {
+		reply(c, SIM_STAGE_DATA, "503 5.5.1 No recipients %s\r\n",
+		      mark_of(c));
+		return;
+	}
+	struct saying *s = reply(c, SIM_STAGE_DATA, "354 Go on b%u %s\r\n",
+				 c->backend->config.index, mark_of(c));
+	if (s == NULL || s->code != 354)
+		return;
+	c->reading = READ_DATA;
+	c->body_len = 0;
+	c->eod_match = 2;
+}
+
+static void body_ends(struct conn *c)
+{
+	struct sim_backend *b = c->backend;
+	struct check_message *m = c->message;
+
+	c->due++;
+	if (m != NULL)
+		check_body_end(b->check, m, b->config.index, c->body_len,
+			       c->chunked, c->taken);
+	struct saying *s = reply(c, SIM_STAGE_EOD,
+				 "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
+				 b->config.index, mark_of(c), b->config.index);
+	if (s != NULL)
+		s->final = m;
+	if (c->reading != READ_NOTHING)
+		c->reading = READ_COMMANDS;
+	transaction_clear(c);
+}
+
+static void do_bdat(struct conn *c, const char *arg)
+{
+	char *rest;
+
+	c->chunk_left = strtoull(arg, &rest, 10);
+	c->chunk_last = strstr(rest, "LAST") != NULL;
+	c->chunked = true;
+	c->reading = READ_CHUNK;
+}
+
+static void do_command(struct conn *c, char *line)
+{
+	struct sim_backend *b = c->backend;
+	size_t verb_len = strcspn(line, " ");
+	const char *arg = line[verb_len] == ' ' ? line + verb_len + 1 : "";
+
+	if (c->greet_due)
+		sim_violation(b->sim, "backend b%u: \"%s\" before the greeting",
+			      b->config.index, line);
+	if (c->due > 0 && !c->lying &&
+	    !(b->config.offers & SIM_OFFER_PIPELINING))
+		sim_violation(b->sim,
+			      "backend b%u: \"%s\" pipelined, which it does "
+			      "not offer",
+			      b->config.index, line);
+	c->due++;
+	line[verb_len] = '\0';
+	if (strcasecmp(line, "EHLO") == 0)
+		do_ehlo(c, arg, true);
+	else if (strcasecmp(line, "HELO") == 0)
+		do_ehlo(c, arg, false);
+	else if (strcasecmp(line, "MAIL") == 0)
+		do_mail(c, arg);
+	else if (strcasecmp(line, "RCPT") == 0)
+		do_rcpt(c, arg);
+	else if (strcasecmp(line, "DATA") == 0)
+		do_data(c);
+	else if (strcasecmp(line, "BDAT") == 0)
+		do_bdat(c, arg);
+	else if (strcasecmp(line, "RSET") == 0) {
+		transaction_clear(c);
+		say_later(c, "250 2.0.0 Ok\r\n", 14, usual_delay(c))->last =
+			true;
+	} else if (strcasecmp(line, "QUIT") == 0) {
+		struct saying *s = say_later(c, "221 2.0.0 Bye\r\n", 15,
+					     usual_delay(c));
+
+		s->last = true;
+		s->bye = true;
+		c->reading = READ_NOTHING;
+	} else
+		sim_violation(b->sim, "backend b%u: what is \"%s %s\"?",
+			      b->config.index, line, arg);
+}
+
+/* --- octets in --- */
+
+/* The reply in the middle of a body, if that is the deed. */
+static void body_deed(struct conn *c)
+{
+	if (deed_is_due(c, SIM_STAGE_BODY))
+		do_deed(c, "", 0);
+}
+
+static size_t take_data(struct conn *c, const uint8_t *data, size_t len)
+{
+	static const uint8_t end[] = "\r\n.\r\n";
+	size_t n = 0;
+
+	while (n < len && c->eod_match < 5) {
+		if (data[n] == end[c->eod_match])
+			c->eod_match++;
+		else
+			c->eod_match = data[n] == '\r' ? 1 : 0;
+		n++;
+	}
+	if (c->message != NULL)
+		check_body(c->backend->check, c->message,
+			   c->backend->config.index, c->body_len, data, n);
+	c->body_len += n;
+	if (c->eod_match == 5)
+		body_ends(c);
+	else
+		body_deed(c);
+	return n;
+}
+
+static size_t take_chunk(struct conn *c, const uint8_t *data, size_t len)
+{
+	size_t n = len < c->chunk_left ? len : (size_t)c->chunk_left;
+
+	if (c->message != NULL && n > 0)
+		check_body(c->backend->check, c->message,
+			   c->backend->config.index, c->body_len, data, n);
+	c->body_len += n;
+	c->chunk_left -= n;
+	if (c->chunk_left > 0) {
+		body_deed(c);
+		return n;
+	}
+	bool willing = c->mail && c->taken != 0;
+	if (c->chunk_last && willing) {
+		c->due--; /* body_ends() counts it again */
+		body_ends(c);
+		return n;
+	}
+	c->reading = READ_COMMANDS;
+	if (willing)
+		reply(c, SIM_STAGE_DATA, "250 2.0.0 Chunk b%u %s\r\n",
+		      c->backend->config.index, mark_of(c));
+	else
+		reply(c, SIM_STAGE_DATA, "503 5.5.1 No recipients %s\r\n",
+		      mark_of(c));
+	return n;
+}
+
+static size_t take_line(struct conn *c, const uint8_t *data, size_t len)
+{
+	for (size_t n = 0; n < len; n++) {
+		if (c->line_len + 1 == sizeof(c->line)) {
+			sim_violation(c->backend->sim,
+				      "backend b%u: an endless line",
+				      c->backend->config.index);
+			c->line_len = 0;
+		}
+		c->line[c->line_len++] = (char)data[n];
+		if (data[n] != '\n')
+			continue;
+		if (c->line_len < 2 || c->line[c->line_len - 2] != '\r' ||
+		    memchr(c->line, '\0', c->line_len) != NULL)
+			sim_violation(c->backend->sim,
+				      "backend b%u: a bare LF or a NUL in a "
+				      "command",
+				      c->backend->config.index);
+		c->line[c->line_len < 2 ? 0 : c->line_len - 2] = '\0';
+		c->line_len = 0;
+		do_command(c, c->line);
+		return n + 1;
+	}
+	return len;
+}
+
+static void take(struct conn *c, const uint8_t *data, size_t len)
+{
+	while (len > 0 || (c->reading == READ_CHUNK && c->chunk_left == 0)) {
+		size_t n = len;
+
+		switch (c->reading) {
+		case READ_COMMANDS:
+			n = take_line(c, data, len);
+			break;
+		case READ_DATA:
+			n = take_data(c, data, len);
+			break;
+		case READ_CHUNK:
+			n = take_chunk(c, data, len);
+			break;
+		case READ_NOTHING:
+			break;
+		}
+		data += n;
+		len -= n;
+	}
+}
+
+static void conn_read(struct conn *c)
+{
+	uint8_t buf[READ_SIZE / 8];
+
+	while (!c->stalled) {
+		size_t n = sim_end_read(c->end, buf, sizeof(buf));
+
+		if (n == 0)
+			break;
+		take(c, buf, n);
+	}
+}
+
+static void stall_ends(struct conn *c)
+{
+	c->stalled = false;
+	conn_read(c);
+	if (sim_end_at_fin(c->end))
+		conn_close(c, false);
+}
+
+static void conn_event(void *owner, struct sim_end *end, enum sim_what what,
+		       int err)
+{
+	struct conn *c = owner;
+
+	(void)err; /* an end that was accepted never fails to open */
+	switch (what) {
+	case SIM_RST:
+		conn_close(c, true);
+		return;
+	case SIM_DATA:
+	case SIM_FIN:
+		conn_read(c);
+		/* A client that ends its side wants no answers. */
+		if (sim_end_at_fin(end))
+			conn_close(c, false);
+		return;
+	case SIM_OPEN:
+	case SIM_FAILED:
+	case SIM_ROOM:
+		return;
+	}
+}
+
+/* --- deeds by chance --- */
+
+#define PICK(sim, list)                                                        \
+	((list)[sim_below((sim), sizeof(list) / sizeof((list)[0]))])
+
+static struct sim_deed any_deed(struct sim *sim)
+{
+	static const enum sim_deed_kind kinds[] = {
+		SIM_DEED_SAY,     SIM_DEED_SAY,   SIM_DEED_SAY,
+		SIM_DEED_BYE,     SIM_DEED_BYE,   SIM_DEED_GARBAGE,
+		SIM_DEED_FIN,     SIM_DEED_RST,   SIM_DEED_SILENCE,
+		SIM_DEED_EXTRA,   SIM_DEED_SPLIT, SIM_DEED_SLOW,
+		SIM_DEED_ENDLESS, SIM_DEED_LINES, SIM_DEED_LATER,
+		SIM_DEED_STALL,
+	};
+	static const enum sim_stage stages[] = {
+		SIM_STAGE_GREET, SIM_STAGE_EHLO, SIM_STAGE_MAIL, SIM_STAGE_RCPT,
+		SIM_STAGE_DATA,  SIM_STAGE_BODY, SIM_STAGE_EOD,
+	};
+	struct sim_deed d = {
+		.kind = PICK(sim, kinds),
+		.stage = PICK(sim, stages),
+		.after_us = sim_below(sim, 20 * SIM_SECOND),
+	};
+
+	switch (d.kind) {
+	case SIM_DEED_SAY:
+		if (d.stage <= SIM_STAGE_EHLO)
+			d.text = PICK(sim, busy_texts);
+		else
+			d.text = PICK(sim, later_texts);
+		break;
+	case SIM_DEED_GARBAGE:
+		d.text = PICK(sim, garbage_texts);
+		break;
+	case SIM_DEED_BYE:
+	case SIM_DEED_LATER:
+		d.text = PICK(sim, busy_texts);
+		break;
+	case SIM_DEED_EXTRA:
+		d.text = sim_chance(sim, 500) ? "250 2.0.0 and more\r\n"
+					      : "451 4.3.0 and more\r\n";
+		break;
+	case SIM_DEED_NONE:
+	case SIM_DEED_FIN:
+	case SIM_DEED_RST:
+	case SIM_DEED_SILENCE:
+	case SIM_DEED_SPLIT:
+	case SIM_DEED_SLOW:
+	case SIM_DEED_ENDLESS:
+	case SIM_DEED_LINES:
+	case SIM_DEED_STALL:
+		break;
+	}
+	return d;
+}
+
+static struct sim_deed next_deed(struct sim_backend *b)
+{
+	const struct sim_deed good = { .kind = SIM_DEED_NONE };
+
+	if (b->config.deeds != NULL)
+		return b->seen < b->config.deed_count ? b->config.deeds[b->seen]
+						      : good;
+	if (!sim_chance(b->sim, b->config.deed_chance))
+		return good;
+	return any_deed(b->sim);
+}
+
+static enum sim_answer on_accept(void *owner, struct sim_end *end)
+{
+	struct sim_backend *b = owner;
+	bool full = b->config.slots > 0 && b->open >= b->config.slots;
+	static const enum sim_answer answers[] = {
+		[SIM_UP] = SIM_TAKE,
+		[SIM_UP_REFUSING] = SIM_REFUSE,
+		[SIM_UP_DROPPING] = SIM_DROP,
+		[SIM_UP_NO_ROUTE] = SIM_NO_ROUTE,
+	};
+
+	if (b->up != SIM_UP)
+		return answers[b->up];
+	if (full && b->config.full == SIM_DEED_RST)
+		return SIM_REFUSE; /* Sendmail closes its port */
+	struct conn *c = calloc(1, sizeof(*c));
+	if (c == NULL)
+		abort();
+	c->backend = b;
+	c->end = end;
+	c->deed = next_deed(b);
+	if (full)
+		c->deed = (struct sim_deed){
+			.kind = b->config.full,
+			.stage = SIM_STAGE_GREET,
+			.text = busy_texts[0],
+		};
+	c->timer = (struct sim_timer){ .fire = timer_fires, .owner = c };
+	c->drip = (struct sim_timer){ .fire = drip_fires, .owner = c };
+	c->next = &b->conns;
+	c->prev = b->conns.prev;
+	c->prev->next = c->next->prev = c;
+	c->greet_due = true;
+	b->seen++;
+	b->open++;
+	sim_end_adopt(end, conn_event, c);
+	reply(c, SIM_STAGE_GREET, "220 b%u.test ESMTP ready\r\n",
+	      b->config.index);
+	return SIM_TAKE;
+}
+
+/* --- the whole server --- */
+
+struct sim_backend *sim_backend_new(struct sim *sim, struct check *check,
+				    const struct sim_backend_config *config)
+{
+	struct sim_backend *b = calloc(1, sizeof(*b));
+
+	if (b == NULL)
+		abort();
+	b->sim = sim;
+	b->check = check;
+	b->config = *config;
+	b->conns.next = b->conns.prev = &b->conns;
+	b->listener = sim_listen(sim, &b->config.addr.sa, on_accept, b);
+	return b;
+}
+
+void sim_backend_free(struct sim_backend **bp)
+{
+	struct sim_backend *b = *bp;
+
+	if (b == NULL)
+		return;
+	sim_backend_restart(b);
+	sim_unlisten(b->sim, b->listener);
+	free(b);
+	*bp = NULL;
+}
+
+void sim_backend_up(struct sim_backend *b, enum sim_up up)
+{
+	b->up = up;
+}
+
+void sim_backend_restart(struct sim_backend *b)
+{
+	while (b->conns.next != &b->conns)
+		conn_close(b->conns.next, true);
+}
+
+void sim_backend_heal(struct sim_backend *b)
+{
+	b->up = SIM_UP;
+	b->config.slots = 0;
+	b->config.deed_chance = 0;
+	b->config.deeds = NULL;
+	sim_backend_restart(b);
+}
+
+void sim_backend_deeds(struct sim_backend *b, const struct sim_deed *deeds,
+		       unsigned count)
+{
+	b->config.deeds = deeds;
+	b->config.deed_count = count;
+	b->seen = 0;
+}
+
+unsigned sim_backend_seen(const struct sim_backend *b)
+{
+	return b->seen;
+}
+
+unsigned sim_backend_open(const struct sim_backend *b)
+{
+	return b->open;
+}
+
+unsigned sim_backend_accepted(const struct sim_backend *b)
+{
+	return b->accepted;
+}

@@ -1,0 +1,105 @@
+#ifndef SIM_BACKEND_H
+#define SIM_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tests/sim/sim_check.h"
+#include "tests/sim/sim_net.h"
+
+/*
+ * A scripted mail server: good by nature, and now and then it does one deed:
+ * it is busy, dies, lies, or dawdles, at one stage of one connection.
+ *
+ * It is also a witness.  What it is given is compared with what the client
+ * sent, octet by octet, and every end of data goes into the ledger.
+ */
+
+enum sim_stage {
+	SIM_STAGE_GREET,
+	SIM_STAGE_EHLO,
+	SIM_STAGE_MAIL,
+	SIM_STAGE_RCPT,
+	SIM_STAGE_DATA, /* the 354, or a chunk's 250 */
+	SIM_STAGE_BODY, /* in the middle of it */
+	SIM_STAGE_EOD,
+	SIM_STAGES,
+};
+
+enum sim_deed_kind {
+	SIM_DEED_NONE,
+	SIM_DEED_SAY,     /* says text instead of its reply */
+	SIM_DEED_BYE,     /* says text and closes */
+	SIM_DEED_GARBAGE, /* says text, which is no reply */
+	SIM_DEED_FIN,     /* closes without a word */
+	SIM_DEED_RST,     /* resets */
+	SIM_DEED_SILENCE, /* never speaks or reads again */
+	SIM_DEED_EXTRA,   /* its reply and one more, text */
+	SIM_DEED_SPLIT,   /* its reply octet by octet */
+	SIM_DEED_SLOW,    /* its reply after_us later */
+	SIM_DEED_LATER,   /* its reply, and after_us later text and close */
+	SIM_DEED_ENDLESS, /* a reply that never ends */
+	SIM_DEED_LINES,   /* a reply of many lines */
+	SIM_DEED_STALL,   /* does not read for after_us */
+};
+
+struct sim_deed {
+	enum sim_deed_kind kind;
+	enum sim_stage stage;
+	const char *text; /* static; a whole reply, CRLF included */
+	int64_t after_us;
+};
+
+enum sim_up {
+	SIM_UP,
+	SIM_UP_REFUSING, /* its port is closed */
+	SIM_UP_DROPPING, /* SYNs vanish */
+	SIM_UP_NO_ROUTE,
+};
+
+enum sim_offer {
+	SIM_OFFER_PIPELINING = 1 << 0,
+	SIM_OFFER_SIZE = 1 << 1,
+	SIM_OFFER_8BITMIME = 1 << 2,
+	SIM_OFFER_CHUNKING = 1 << 3,
+	SIM_OFFER_SMTPUTF8 = 1 << 4,
+	SIM_OFFER_DSN = 1 << 5,
+	SIM_OFFER_DANGEROUS = 1 << 6, /* XCLIENT, XFORWARD, ETRN, STARTTLS */
+	SIM_OFFER_ALL = (1 << 7) - 1,
+};
+
+struct sim_backend_config {
+	unsigned index;
+	union sim_addr addr;
+	unsigned offers;         /* enum sim_offer; 0: HELO only */
+	unsigned slots;          /* hidden limit; 0: none */
+	enum sim_deed_kind full; /* beyond it: BYE, FIN, SILENCE */
+	unsigned max_sessions;   /* what weir was told */
+	uint32_t delay_us_max;   /* of each reply */
+	unsigned deed_chance;    /* per mille of connections */
+	/* Scripted instead of random: the nth connection does deeds[n]. */
+	const struct sim_deed *deeds;
+	unsigned deed_count;
+};
+
+struct sim_backend;
+
+struct sim_backend *sim_backend_new(struct sim *sim, struct check *check,
+				    const struct sim_backend_config *config);
+void sim_backend_free(struct sim_backend **backend);
+
+/* From now on; a restart cuts all its connections. */
+void sim_backend_up(struct sim_backend *backend, enum sim_up up);
+void sim_backend_restart(struct sim_backend *backend);
+/* No more deeds, no hidden limit, up. */
+void sim_backend_heal(struct sim_backend *backend);
+void sim_backend_deeds(struct sim_backend *backend,
+		       const struct sim_deed *deeds, unsigned count);
+
+/* Connections seen, and messages accepted so far. */
+unsigned sim_backend_seen(const struct sim_backend *backend);
+unsigned sim_backend_open(const struct sim_backend *backend);
+unsigned sim_backend_accepted(const struct sim_backend *backend);
+
+#endif

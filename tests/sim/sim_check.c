@@ -1,0 +1,391 @@
+#include "tests/sim/sim_check.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/sim_io.h"
+
+enum { ROWS_MAX = 1024, IOS_MAX = 8, TABLE_SIZE = 256, CLIENT_TEXT_MAX = 64 };
+
+/* A session that the log has told the end of. */
+struct logged {
+	char client[CLIENT_TEXT_MAX];
+	char reason[CLIENT_TEXT_MAX];
+};
+
+struct check {
+	struct sim *sim;
+	struct check_totals totals;
+	struct check_message *table[TABLE_SIZE]; /* by client */
+	uint64_t changes[IOS_MAX]; /* of the last look at the limits */
+	struct sim_io_row rows[ROWS_MAX];
+	unsigned log_sessions;
+	struct logged *logged; /* log_sessions of logged_max */
+	unsigned logged_max;
+};
+
+struct check *check_new(struct sim *sim)
+{
+	struct check *check = calloc(1, sizeof(*check));
+
+	if (check == NULL)
+		abort();
+	check->sim = sim;
+	return check;
+}
+
+void check_free(struct check **checkp)
+{
+	struct check *check = *checkp;
+
+	if (check == NULL)
+		return;
+	for (unsigned i = 0; i < TABLE_SIZE; i++) {
+		while (check->table[i] != NULL) {
+			struct check_message *m = check->table[i];
+
+			check->table[i] = m->next;
+			free(m->body);
+			free(m);
+		}
+	}
+	free(check->logged);
+	free(check);
+	*checkp = NULL;
+}
+
+struct check_totals *check_totals(struct check *check)
+{
+	return &check->totals;
+}
+
+/* --- messages --- */
+
+struct check_message *check_message_new(struct check *check, unsigned client,
+					unsigned number)
+{
+	struct check_message *m = calloc(1, sizeof(*m));
+
+	if (m == NULL)
+		abort();
+	m->client = client;
+	m->number = number;
+	snprintf(m->mark, sizeof(m->mark), "c%u.m%u", client, number);
+	m->next = check->table[client % TABLE_SIZE];
+	check->table[client % TABLE_SIZE] = m;
+	check->totals.messages++;
+	return m;
+}
+
+/* Digits at text[*at]; false if there is none there. */
+static bool digits(const char *text, size_t len, size_t *at, unsigned *value)
+{
+	size_t start = *at;
+
+	*value = 0;
+	while (*at < len && text[*at] >= '0' && text[*at] <= '9' &&
+	       *at - start < 7)
+		*value = *value * 10 + (unsigned)(text[(*at)++] - '0');
+	return *at > start;
+}
+
+bool check_mark_read(const char *text, size_t len, unsigned *client,
+		     unsigned *number)
+{
+	for (size_t i = 0; i + 4 < len; i++) {
+		size_t at = i + 1;
+
+		if (text[i] != 'c' || !digits(text, len, &at, client))
+			continue;
+		if (at + 2 > len || text[at] != '.' || text[at + 1] != 'm')
+			continue;
+		at += 2;
+		if (digits(text, len, &at, number))
+			return true;
+	}
+	return false;
+}
+
+struct check_message *check_message_find(struct check *check, const char *text,
+					 size_t len)
+{
+	unsigned client, number;
+
+	if (!check_mark_read(text, len, &client, &number))
+		return NULL;
+	for (struct check_message *m = check->table[client % TABLE_SIZE];
+	     m != NULL; m = m->next) {
+		if (m->client == client && m->number == number)
+			return m;
+	}
+	return NULL;
+}
+
+/* --- backends --- */
+
+void check_body(struct check *check, const struct check_message *m,
+		unsigned backend, size_t at, const uint8_t *data, size_t len)
+{
+	/* After a lie, the two ends may disagree on what is body. */
+	if (m->lied)
+		return;
+	if (at + len <= m->body_len && memcmp(m->body + at, data, len) == 0)
+		return;
+	size_t same = 0;
+	while (at + same < m->body_len && same < len &&
+	       m->body[at + same] == data[same])
+		same++;
+	sim_violation(check->sim,
+		      "backend b%u: the body of %s is altered at octet %zu "
+		      "of %zu",
+		      backend, m->mark, at + same, m->body_len);
+}
+
+void check_body_end(struct check *check, struct check_message *m,
+		    unsigned backend, size_t len, bool chunked, unsigned taken)
+{
+	check->totals.ended++;
+	if (!m->whole)
+		sim_violation(check->sim,
+			      "backend b%u: the end of %s came, which its "
+			      "client never sent",
+			      backend, m->mark);
+	if (m->flawed)
+		sim_violation(check->sim,
+			      "backend b%u: the end of %s came, whose body is "
+			      "not to be finished",
+			      backend, m->mark);
+	if (len != m->body_len || chunked != m->chunked)
+		sim_violation(check->sim,
+			      "backend b%u: %s has %zu octets by %s, it was "
+			      "sent %zu by %s",
+			      backend, m->mark, len, chunked ? "BDAT" : "DATA",
+			      m->body_len, m->chunked ? "BDAT" : "DATA");
+	if (m->ends > m->refusals)
+		sim_violation(check->sim,
+			      "backend b%u: the end of %s came a second time",
+			      backend, m->mark);
+	m->ends++;
+	m->taken = taken;
+}
+
+void check_final(struct check *check, struct check_message *m, unsigned code)
+{
+	if (code < 300) {
+		m->accepts++;
+		check->totals.accepted++;
+	} else {
+		m->refusals++;
+	}
+}
+
+/* --- clients --- */
+
+void check_answered(struct check *check, struct check_message *m, unsigned code)
+{
+	m->code = code;
+	if (code >= 300)
+		return;
+	check->totals.acknowledged++;
+	if (m->lied)
+		return; /* nobody can know which reply was to what */
+	if (m->accepts != 1)
+		sim_violation(check->sim,
+			      "%s was acknowledged, and %u backends had "
+			      "accepted it",
+			      m->mark, m->accepts);
+	if (m->rcpts_ok != m->taken)
+		sim_violation(check->sim,
+			      "%s was acknowledged for recipients %#x, the "
+			      "backend took it for %#x",
+			      m->mark, m->rcpts_ok, m->taken);
+}
+
+/* --- limits --- */
+
+static bool same_host(const union sim_addr *a, const union sim_addr *b)
+{
+	if (a->sa.sa_family != b->sa.sa_family)
+		return false;
+	if (a->sa.sa_family == AF_INET)
+		return a->in.sin_addr.s_addr == b->in.sin_addr.s_addr;
+	return memcmp(&a->in6.sin6_addr, &b->in6.sin6_addr, 8) == 0; /* /64 */
+}
+
+static bool is_session(const struct sim_io_row *row)
+{
+	return row->accepted && row->greeted && !row->ended &&
+	       row->peer != NULL && row->peer->sa.sa_family != AF_UNIX;
+}
+
+static void check_sessions(struct check *check, size_t count,
+			   const struct check_limits *limits)
+{
+	unsigned all = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		unsigned same = 0;
+
+		if (!is_session(&check->rows[i]))
+			continue;
+		all++;
+		for (size_t j = 0; j <= i; j++)
+			same += is_session(&check->rows[j]) &&
+				same_host(check->rows[i].peer,
+					  check->rows[j].peer);
+		if (limits->max_per_source > 0 && same > limits->max_per_source)
+			sim_violation(check->sim,
+				      "%u sessions of one source, %u allowed",
+				      same, limits->max_per_source);
+	}
+	if (all > limits->max_sessions)
+		sim_violation(check->sim, "%u sessions, %u allowed", all,
+			      limits->max_sessions);
+}
+
+static void check_backends(struct check *check, size_t count,
+			   const struct check_limits *limits)
+{
+	for (unsigned b = 0; b < limits->backend_count; b++) {
+		const struct check_backend_limit *limit = &limits->backends[b];
+		unsigned open = 0;
+
+		for (size_t i = 0; i < count; i++) {
+			const struct sim_io_row *row = &check->rows[i];
+
+			open += !row->accepted && !row->ended &&
+				row->peer != NULL &&
+				sim_addr_equal(&row->peer->sa, limit->addr);
+		}
+		if (open > limit->max_sessions)
+			sim_violation(check->sim,
+				      "%u connections to backend b%u, %u "
+				      "allowed",
+				      open, b, limit->max_sessions);
+	}
+}
+
+void check_limits(struct check *check, struct io *const *ios, unsigned io_count,
+		  const struct check_limits *limits)
+{
+	bool changed = false;
+	size_t count = 0;
+
+	assert(io_count <= IOS_MAX);
+	for (unsigned i = 0; i < io_count; i++) {
+		changed = changed ||
+			  check->changes[i] != sim_io_changes(ios[i]);
+		check->changes[i] = sim_io_changes(ios[i]);
+	}
+	if (!changed)
+		return;
+	for (unsigned i = 0; i < io_count; i++) {
+		count += sim_io_rows(ios[i], check->rows + count,
+				     ROWS_MAX - count);
+		assert(count <= ROWS_MAX);
+	}
+	check_sessions(check, count, limits);
+	check_backends(check, count, limits);
+}
+
+/* --- the log --- */
+
+/* The value of a key, in key=value or JSON; its length, 0: not there. */
+static size_t log_value(const char *text, size_t len, const char *key,
+			const char **value)
+{
+	char plain[32], json[32];
+	int plain_len = snprintf(plain, sizeof(plain), " %s=", key);
+	int json_len = snprintf(json, sizeof(json), "\"%s\":", key);
+	const char *at = memmem(text, len, plain, (size_t)plain_len);
+
+	if (at != NULL) {
+		at += plain_len;
+	} else {
+		at = memmem(text, len, json, (size_t)json_len);
+		if (at == NULL)
+			return 0;
+		at += json_len;
+	}
+	const char *end = text + len;
+	bool quoted = at < end && *at == '"';
+	if (quoted)
+		at++;
+	*value = at;
+	while (at < end && *at != (quoted ? '"' : ' ') && *at != ',' &&
+	       *at != '}')
+		at++;
+	return (size_t)(at - *value);
+}
+
+static bool log_is_session(const char *text, size_t len)
+{
+	static const char plain[] = "event=session ";
+	static const char json[] = "\"event\":\"session\"";
+
+	return memmem(text, len, plain, sizeof(plain) - 1) != NULL ||
+	       memmem(text, len, json, sizeof(json) - 1) != NULL;
+}
+
+void check_log(struct check *check, const char *text, size_t len)
+{
+	const char *client, *reason;
+
+	if (memchr(text, '\n', len) != NULL || memchr(text, '\r', len) != NULL)
+		sim_violation(check->sim, "a log line has a line end in it");
+	if (!log_is_session(text, len))
+		return;
+	size_t client_len = log_value(text, len, "client", &client);
+	size_t reason_len = log_value(text, len, "close", &reason);
+	if (client_len == 0 || client_len >= CLIENT_TEXT_MAX ||
+	    reason_len == 0 || reason_len >= CLIENT_TEXT_MAX) {
+		sim_violation(check->sim, "no client or no reason in: %.*s",
+			      (int)len, text);
+		return;
+	}
+	if (check->log_sessions == check->logged_max) {
+		check->logged_max = 2 * check->logged_max + 64;
+		check->logged = realloc(check->logged,
+					check->logged_max *
+						sizeof(*check->logged));
+		if (check->logged == NULL)
+			abort();
+	}
+	struct logged *l = &check->logged[check->log_sessions++];
+	memcpy(l->client, client, client_len);
+	l->client[client_len] = '\0';
+	memcpy(l->reason, reason, reason_len);
+	l->reason[reason_len] = '\0';
+}
+
+unsigned check_log_sessions(const struct check *check)
+{
+	return check->log_sessions;
+}
+
+unsigned check_log_client(const struct check *check,
+			  const union sim_addr *client)
+{
+	char text[CLIENT_TEXT_MAX];
+	unsigned count = 0;
+
+	sim_addr_text(&client->sa, text, sizeof(text));
+	for (unsigned i = 0; i < check->log_sessions; i++)
+		count += strcmp(check->logged[i].client, text) == 0;
+	return count;
+}
+
+const char *check_log_reason(const struct check *check,
+			     const union sim_addr *client)
+{
+	char text[CLIENT_TEXT_MAX];
+
+	sim_addr_text(&client->sa, text, sizeof(text));
+	for (unsigned i = 0; i < check->log_sessions; i++) {
+		if (strcmp(check->logged[i].client, text) == 0)
+			return check->logged[i].reason;
+	}
+	return "";
+}

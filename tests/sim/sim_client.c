@@ -1,0 +1,631 @@
+#include "tests/sim/sim_client.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/sim_script.h"
+
+enum {
+	REPLY_MAX = 20000,
+	DUE_MAX = 512,
+	READ_SIZE = 2048,
+	/*
+	 * Longer than any timeout of the configurations in use: who waits so
+	 * long waits for ever.
+	 */
+	PATIENCE_US = 150 * SIM_SECOND,
+};
+
+/* A reply that is due. */
+struct due {
+	enum sim_reply_kind kind;
+	unsigned sent; /* which of the script's messages */
+	unsigned rcpt; /* which of its recipients */
+	struct check_message *message;
+};
+
+/* An octet of the stream, and what has been said once it is out. */
+struct milestone {
+	uint64_t at;
+	struct check_message *message;
+};
+
+struct sim_client {
+	struct sim *sim;
+	struct check *check;
+	struct sim_client_config config;
+	struct sim_script script;
+	size_t step;
+	struct sim_end *end;
+	union sim_addr addr;
+	struct sim_timer timer;    /* connecting, pauses, dribbling */
+	struct sim_timer patience; /* a reply, or the end, is awaited */
+	bool started, open, done;
+	bool connected, heard;
+	bool pausing;
+	bool ended; /* weir said 421, or greeted with a refusal */
+	bool aborted;
+	bool faulted;
+	/* what is to be sent */
+	uint8_t *out;
+	size_t out_len, out_max, out_from;
+	uint64_t said; /* octets of the stream handed to the network */
+	struct milestone *milestones;
+	size_t milestone_count, milestone_at, milestones_max;
+	/* what is due and what has come */
+	struct due due[DUE_MAX];
+	unsigned due_first, due_count;
+	unsigned last_code;
+	unsigned go_ahead; /* the last reply to DATA */
+	bool pipelining;
+	size_t line_from;
+	size_t reply_len;
+	char reply[REPLY_MAX];
+};
+
+static void wrong(struct sim_client *c, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+
+static void wrong(struct sim_client *c, const char *format, ...)
+{
+	char text[512];
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(text, sizeof(text), format, args);
+	va_end(args);
+	sim_violation(c->sim, "client %u: %s", c->config.number, text);
+}
+
+static void patience_renew(struct sim_client *c)
+{
+	if (!c->done)
+		sim_timer_set(c->sim, &c->patience,
+			      sim_now_us(c->sim) + PATIENCE_US);
+}
+
+/* The connection is over, one way or the other. */
+static void finish(struct sim_client *c, bool reset)
+{
+	if (c->done)
+		return;
+	c->done = true;
+	sim_timer_clear(c->sim, &c->timer);
+	sim_timer_clear(c->sim, &c->patience);
+	if (c->end != NULL && reset)
+		sim_end_reset(c->end);
+	else if (c->end != NULL)
+		sim_end_close(c->end);
+	c->end = NULL;
+}
+
+/* --- sending --- */
+
+static void octets(struct sim_client *c, const void *data, size_t len)
+{
+	if (c->out_len + len > c->out_max) {
+		c->out_max = 2 * (c->out_len + len);
+		c->out = realloc(c->out, c->out_max);
+		if (c->out == NULL)
+			abort();
+	}
+	memcpy(c->out + c->out_len, data, len);
+	c->out_len += len;
+}
+
+static void milestone(struct sim_client *c, struct check_message *m)
+{
+	if (c->milestone_count == c->milestones_max) {
+		c->milestones_max = 2 * c->milestones_max + 8;
+		c->milestones = realloc(c->milestones,
+					c->milestones_max *
+						sizeof(*c->milestones));
+		if (c->milestones == NULL)
+			abort();
+	}
+	c->milestones[c->milestone_count++] = (struct milestone){
+		.at = c->said + (c->out_len - c->out_from),
+		.message = m,
+	};
+}
+
+/* Hand n octets to the network. */
+static void say(struct sim_client *c, size_t n)
+{
+	sim_end_say(c->end, c->out + c->out_from, n);
+	c->out_from += n;
+	c->said += n;
+	patience_renew(c);
+	if (c->out_from == c->out_len)
+		c->out_from = c->out_len = 0;
+	while (c->milestone_at < c->milestone_count &&
+	       c->milestones[c->milestone_at].at <= c->said)
+		c->milestones[c->milestone_at++].message->whole = true;
+}
+
+static void give_up(struct sim_client *c)
+{
+	c->aborted = true;
+	switch (c->script.abort_by) {
+	case SIM_ABORT_RST:
+		finish(c, true);
+		return;
+	case SIM_ABORT_CLOSE:
+		finish(c, false);
+		return;
+	case SIM_ABORT_FIN:
+		sim_end_fin(c->end);
+		c->out_from = c->out_len = 0;
+		c->step = c->script.count; /* and listens on */
+		return;
+	case SIM_ABORT_NONE:
+		break;
+	}
+}
+
+/* True: all that was to be said is said. */
+static bool speak(struct sim_client *c)
+{
+	size_t waits = c->out_len - c->out_from;
+	uint64_t left = c->script.abort_at - c->said;
+
+	if (waits == 0)
+		return true;
+	if (c->script.pace_octets > 0 && waits > c->script.pace_octets)
+		waits = c->script.pace_octets;
+	bool aborts = c->script.abort_by != SIM_ABORT_NONE && waits >= left;
+	say(c, aborts ? (size_t)left : waits);
+	if (aborts) {
+		give_up(c);
+		return false;
+	}
+	if (c->out_len == c->out_from)
+		return true;
+	sim_timer_set(c->sim, &c->timer,
+		      sim_now_us(c->sim) + c->script.pace_us);
+	return false;
+}
+
+static void expect(struct sim_client *c, enum sim_reply_kind kind,
+		   const struct sim_step *step)
+{
+	struct due due = { .kind = kind };
+
+	if (kind == SIM_REPLY_NONE)
+		return;
+	if (step != NULL) {
+		due.sent = step->sent;
+		due.rcpt = step->rcpt;
+		due.message = step->message;
+	}
+	assert(c->due_count < DUE_MAX);
+	c->due[(c->due_first + c->due_count++) % DUE_MAX] = due;
+}
+
+/* --- the script --- */
+
+/* Is there still a point in this step? */
+static bool step_is_moot(const struct sim_client *c,
+			 const struct sim_step *step)
+{
+	if (step->message == NULL)
+		return false;
+	const struct sim_sent *sent = &c->script.sent[step->sent];
+	if (step->only_if_open)
+		return !sent->opened || sent->closed;
+	return sent->dead;
+}
+
+static bool step_must_wait(const struct sim_client *c,
+			   const struct sim_step *step)
+{
+	if (c->due_count == 0)
+		return false;
+	if (c->script.loose)
+		return step->alone;
+	return step->alone || !c->pipelining;
+}
+
+static void step_chunk(struct sim_client *c, const struct sim_step *step)
+{
+	char line[64];
+	struct check_message *m = step->message;
+	bool last = step->upto == m->body_len;
+	int n = snprintf(line, sizeof(line), "BDAT %zu%s\r\n",
+			 step->upto - step->from, last ? " LAST" : "");
+
+	octets(c, line, (size_t)n);
+	octets(c, m->body + step->from, step->upto - step->from);
+	if (last)
+		milestone(c, m);
+	expect(c, last ? SIM_REPLY_FINAL : SIM_REPLY_CHUNK, step);
+}
+
+static void step_body(struct sim_client *c, const struct sim_step *step)
+{
+	struct check_message *m = step->message;
+
+	if (c->go_ahead != 354 && !step->regardless)
+		return;
+	octets(c, m->body, m->body_len);
+	milestone(c, m);
+	if (!step->regardless)
+		expect(c, SIM_REPLY_FINAL, step);
+}
+
+static void step_do(struct sim_client *c, const struct sim_step *step)
+{
+	switch (step->op) {
+	case SIM_OP_LINE:
+		octets(c, step->text, step->text_len);
+		octets(c, "\r\n", 2);
+		expect(c, step->reply, step);
+		return;
+	case SIM_OP_RAW:
+		octets(c, step->text, step->text_len);
+		return;
+	case SIM_OP_BODY:
+		step_body(c, step);
+		return;
+	case SIM_OP_CHUNK:
+		step_chunk(c, step);
+		return;
+	case SIM_OP_PAUSE:
+		c->pausing = true;
+		sim_timer_set(c->sim, &c->timer,
+			      sim_now_us(c->sim) + step->pause_us);
+		return;
+	case SIM_OP_FIN:
+		c->aborted = true;
+		sim_end_fin(c->end);
+		return;
+	case SIM_OP_RST:
+		c->aborted = true;
+		finish(c, true);
+		return;
+	case SIM_OP_CLOSE:
+		finish(c, false);
+		return;
+	}
+}
+
+static void client_run(struct sim_client *c)
+{
+	while (!c->done && !c->pausing && c->open) {
+		if (!speak(c) || c->ended)
+			return;
+		if (c->step == c->script.count)
+			return; /* weir is to end it, or to speak */
+		const struct sim_step *step = &c->script.steps[c->step];
+		if (step_must_wait(c, step))
+			return;
+		c->step++;
+		if (step_is_moot(c, step))
+			continue;
+		step_do(c, step);
+		patience_renew(c);
+	}
+}
+
+/* --- replies --- */
+
+/* There is nothing left to do for this message. */
+static void message_over(struct sim_client *c, unsigned sent)
+{
+	c->script.sent[sent].dead = true;
+}
+
+static bool offered(const struct sim_client *c, const char *word)
+{
+	return memmem(c->reply, c->reply_len, word, strlen(word)) != NULL;
+}
+
+static void on_ehlo(struct sim_client *c, unsigned code)
+{
+	static const char *const never[] = { "XCLIENT", "XFORWARD", "ETRN",
+					     "X-WHATEVER" };
+
+	if (code == 250)
+		c->pipelining = c->script.pipelines && offered(c, "PIPELINING");
+	for (unsigned i = 0; i < sizeof(never) / sizeof(never[0]); i++) {
+		if (offered(c, never[i]))
+			wrong(c, "was offered %s", never[i]);
+	}
+	if (!offered(c, "CHUNKING"))
+		sim_script_no_chunks(&c->script);
+	if (!offered(c, "SIZE"))
+		sim_script_no_params(&c->script, " SIZE");
+	if (!offered(c, "8BITMIME"))
+		sim_script_no_params(&c->script, " BODY");
+}
+
+static void on_mail(struct sim_client *c, const struct due *due, unsigned code)
+{
+	if (code < 300)
+		c->script.sent[due->sent].opened = true;
+	else
+		message_over(c, due->sent);
+}
+
+static void on_reply(struct sim_client *c, const struct due *due, unsigned code)
+{
+	struct check_message *m = due->message;
+
+	switch (due->kind) {
+	case SIM_REPLY_NONE:
+	case SIM_REPLY_ANY:
+		return;
+	case SIM_REPLY_GREETING:
+		if (code == 220)
+			check_totals(c->check)->greeted++;
+		else
+			check_totals(c->check)->refused++;
+		c->ended = code != 220;
+		return;
+	case SIM_REPLY_EHLO:
+		on_ehlo(c, code);
+		return;
+	case SIM_REPLY_MAIL:
+		on_mail(c, due, code);
+		return;
+	case SIM_REPLY_RCPT:
+		if (code < 300)
+			m->rcpts_ok |= 1U << due->rcpt;
+		return;
+	case SIM_REPLY_DATA:
+		c->go_ahead = code;
+		if (code != 354)
+			message_over(c, due->sent);
+		return;
+	case SIM_REPLY_CHUNK:
+		if (code >= 300)
+			message_over(c, due->sent);
+		return;
+	case SIM_REPLY_FINAL:
+		check_answered(c->check, m, code);
+		if (code < 300)
+			c->script.sent[due->sent].closed = true;
+		message_over(c, due->sent);
+		return;
+	case SIM_REPLY_RSET:
+		return;
+	case SIM_REPLY_QUIT:
+		if (code != 221 && code != 421 && !c->script.loose)
+			wrong(c, "QUIT drew %u", code);
+		c->ended = true;
+		return;
+	}
+}
+
+/* Is the reply about somebody else's message? */
+static void check_mark(struct sim_client *c, const struct due *due)
+{
+	unsigned client, number;
+
+	if (!check_mark_read(c->reply, c->reply_len, &client, &number))
+		return;
+	if (client != c->config.number)
+		wrong(c, "reads a reply that is about c%u.m%u: \"%.60s\"",
+		      client, number, c->reply);
+	else if (due != NULL && due->message != NULL &&
+		 due->message->number != number && !due->message->lied)
+		wrong(c, "reads about m%u what should be about m%u", number,
+		      due->message->number);
+}
+
+static void whole_reply(struct sim_client *c, unsigned code)
+{
+	struct due due = { .kind = SIM_REPLY_NONE };
+
+	c->reply[c->reply_len < REPLY_MAX ? c->reply_len : REPLY_MAX - 1] =
+		'\0';
+	c->heard = true;
+	c->last_code = code;
+	if (c->due_count > 0) {
+		due = c->due[c->due_first];
+		c->due_first = (c->due_first + 1) % DUE_MAX;
+		c->due_count--;
+		check_mark(c, &due);
+		on_reply(c, &due, code);
+	} else {
+		check_mark(c, NULL);
+		if (code != 421 && !c->script.loose)
+			wrong(c, "reads a reply to nothing: \"%.60s\"",
+			      c->reply);
+	}
+	if (code == 421)
+		c->ended = true;
+	c->reply_len = c->line_from = 0;
+	patience_renew(c);
+}
+
+/* One line, with its CRLF, ends at reply_len. */
+static void reply_line(struct sim_client *c)
+{
+	const char *line = c->reply + c->line_from;
+	size_t len = c->reply_len - c->line_from;
+
+	if (len < 5 || line[0] < '2' || line[0] > '5' || line[1] < '0' ||
+	    line[1] > '9' || line[2] < '0' || line[2] > '9' ||
+	    (line[3] != ' ' && line[3] != '-' && len != 5) ||
+	    line[len - 2] != '\r' || memchr(line, '\r', len - 2) != NULL ||
+	    memchr(line, '\0', len) != NULL || memcmp(line, c->reply, 3) != 0) {
+		wrong(c, "reads what is no reply: \"%.*s\"", (int)len - 2,
+		      line);
+		return;
+	}
+	unsigned code = (unsigned)(line[0] - '0') * 100 +
+			(unsigned)(line[1] - '0') * 10 +
+			(unsigned)(line[2] - '0');
+	if (line[3] == '-')
+		c->line_from = c->reply_len;
+	else
+		whole_reply(c, code);
+}
+
+static void listen_on(struct sim_client *c)
+{
+	char buf[READ_SIZE];
+
+	while (!c->script.deaf) {
+		size_t n = sim_end_read(c->end, buf, sizeof(buf));
+
+		if (n == 0)
+			return;
+		for (size_t i = 0; i < n; i++) {
+			if (c->reply_len == REPLY_MAX - 1) {
+				wrong(c, "reads a reply without end");
+				c->reply_len = c->line_from = 0;
+			}
+			c->reply[c->reply_len++] = buf[i];
+			if (buf[i] == '\n')
+				reply_line(c);
+		}
+	}
+}
+
+/* --- the end --- */
+
+/*
+ * weir ended the connection.  A client that did nothing wrong must have been
+ * told why, in a whole reply.
+ */
+static void check_farewell(struct sim_client *c, bool reset)
+{
+	bool told = c->ended || c->last_code == 221 || c->last_code == 421;
+	const char *reason = check_log_reason(c->check, &c->addr);
+
+	/* Without a buffer nothing can be said. */
+	if (strcmp(reason, "no_buffers") == 0 || sim_is_starved(c->sim))
+		return;
+	if (c->aborted || c->faulted || c->script.deaf || c->script.loose)
+		return;
+	if (c->reply_len > 0)
+		wrong(c, "reads half a reply and then the end: \"%.*s\"",
+		      (int)c->reply_len, c->reply);
+	else if (!told)
+		wrong(c, "is %s without a word, %u replies due, close=%s",
+		      reset ? "reset" : "left", c->due_count, reason);
+}
+
+static void client_event(void *owner, struct sim_end *end, enum sim_what what,
+			 int err)
+{
+	struct sim_client *c = owner;
+
+	if (sim_end_faulted(end))
+		c->faulted = true;
+	switch (what) {
+	case SIM_OPEN:
+		c->open = c->connected = true;
+		check_totals(c->check)->connected++;
+		client_run(c);
+		return;
+	case SIM_FAILED:
+		sim_trace(c->sim, "client %u: cannot connect, errno %d",
+			  c->config.number, err);
+		c->end = NULL;
+		finish(c, false);
+		return;
+	case SIM_ROOM:
+		return;
+	case SIM_RST:
+		listen_on(c);
+		check_farewell(c, true);
+		finish(c, true);
+		return;
+	case SIM_DATA:
+	case SIM_FIN:
+		listen_on(c);
+		if (what == SIM_FIN) {
+			check_farewell(c, false);
+			finish(c, false);
+			return;
+		}
+		client_run(c);
+		return;
+	}
+}
+
+static void patience_fires(void *owner)
+{
+	struct sim_client *c = owner;
+
+	/* Nothing reaches a client on the other side of a black hole. */
+	if (c->end != NULL && sim_end_faulted(c->end))
+		c->faulted = true;
+	if (c->open && !c->faulted)
+		wrong(c, "waits for ever: step %zu of %zu, %u replies due",
+		      c->step, c->script.count, c->due_count);
+	finish(c, true);
+}
+
+static void timer_fires(void *owner)
+{
+	struct sim_client *c = owner;
+
+	if (!c->started) {
+		c->started = true;
+		c->end = sim_connect(c->sim, &c->config.to.sa,
+				     &c->config.from.sa, client_event, c);
+		c->addr = *sim_end_addr(c->end, 0);
+		sim_trace(c->sim, "client %u: nature %u, conn %u",
+			  c->config.number, (unsigned)c->config.nature,
+			  sim_end_number(c->end));
+		expect(c, SIM_REPLY_GREETING, NULL);
+		patience_renew(c);
+		return;
+	}
+	c->pausing = false;
+	client_run(c);
+}
+
+struct sim_client *sim_client_new(struct sim *sim, struct check *check,
+				  const struct sim_client_config *config)
+{
+	struct sim_client *c = calloc(1, sizeof(*c));
+
+	if (c == NULL)
+		abort();
+	c->sim = sim;
+	c->check = check;
+	c->config = *config;
+	c->timer = (struct sim_timer){ .fire = timer_fires, .owner = c };
+	c->patience = (struct sim_timer){ .fire = patience_fires, .owner = c };
+	check_totals(check)->clients++;
+	sim_script_write(&c->script, sim, check, config);
+	sim_timer_set(sim, &c->timer, config->at_us);
+	return c;
+}
+
+void sim_client_free(struct sim_client **cp)
+{
+	struct sim_client *c = *cp;
+
+	if (c == NULL)
+		return;
+	finish(c, true);
+	sim_script_free(&c->script);
+	free(c->out);
+	free(c->milestones);
+	free(c);
+	*cp = NULL;
+}
+
+bool sim_client_done(const struct sim_client *c)
+{
+	return c->done;
+}
+
+bool sim_client_heard(const struct sim_client *c)
+{
+	return c->connected && c->heard;
+}
+
+const union sim_addr *sim_client_addr(const struct sim_client *c)
+{
+	return &c->addr;
+}

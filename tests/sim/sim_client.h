@@ -1,0 +1,55 @@
+#ifndef SIM_CLIENT_H
+#define SIM_CLIENT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tests/sim/sim_check.h"
+#include "tests/sim/sim_net.h"
+
+/*
+ * A scripted mail client of one nature, drawn by the seed: good, slow,
+ * impatient, hostile, idle.
+ *
+ * It is a witness too: replies must be well-formed, in order, as many as its
+ * commands, about its own messages; nobody is left without a word; what is
+ * acknowledged goes into the ledger.
+ */
+
+enum sim_nature {
+	SIM_NATURE_GOOD,     /* plain, pipelined, BDAT */
+	SIM_NATURE_SLOW,     /* the same, a few octets at a time */
+	SIM_NATURE_ABORTING, /* the same, and gone at any octet */
+	SIM_NATURE_SMUGGLER, /* bodies with bare CR, LF and NUL */
+	SIM_NATURE_RUDE,     /* talks early, pipelines data, floods, ... */
+	SIM_NATURE_FOREIGN,  /* HTTP, TLS, noise */
+	SIM_NATURE_CLUMSY,   /* makes one mistake after the other */
+	SIM_NATURE_DEAF,     /* asks and never reads */
+	SIM_NATURE_IDLE,     /* says EHLO, and no more */
+	SIM_NATURES,
+};
+
+struct sim_client;
+
+struct sim_client_config {
+	unsigned number;
+	enum sim_nature nature;
+	union sim_addr from; /* whatever port */
+	union sim_addr to;
+	int64_t at_us; /* when it connects */
+	unsigned messages_max;
+	uint32_t body_max;
+};
+
+struct sim_client *sim_client_new(struct sim *sim, struct check *check,
+				  const struct sim_client_config *config);
+void sim_client_free(struct sim_client **client);
+
+/* Is it over for this client? */
+bool sim_client_done(const struct sim_client *client);
+/* Did the connection stand, and did weir say a word? */
+bool sim_client_heard(const struct sim_client *client);
+/* Its address with its port; the family is 0 if it never connected. */
+const union sim_addr *sim_client_addr(const struct sim_client *client);
+
+#endif

@@ -1,0 +1,382 @@
+#include "tests/sim/storm.h"
+
+#include <assert.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/mutate.h"
+#include "tests/sim/sim_operator.h"
+
+enum {
+	SOURCES_MAX = 8,
+	PROBING_US = 2 * SIM_SECOND,    /* before most clients come */
+	GATHERING_US = 20 * SIM_SECOND, /* clients come during this */
+	STORM_US = 900 * SIM_SECOND,    /* nobody is left behind it */
+	CALM_US = 400 * SIM_SECOND,     /* all is home behind it */
+	DRAIN_US = 120 * SIM_SECOND,
+	OPERATORS_MAX = 4,
+};
+
+/* What the seed decided. */
+struct storm {
+	struct world world;
+	struct sim *sim; /* the world's; before it: chance for the settings */
+	unsigned backends, clients, workers, sources, operators;
+	unsigned trouble; /* how likely backends misbehave, per mille */
+	uint32_t body_max;
+	struct sim_backend_config backend[WORLD_BACKENDS_MAX];
+	char config[WORLD_CONFIG_MAX];
+	size_t config_len;
+	struct sim_operator *operator[OPERATORS_MAX];
+	struct sim_timer upheaval;
+	bool over; /* no more upheavals */
+};
+
+static struct sim_faults draw_faults(struct sim *dice)
+{
+	bool calm = sim_chance(dice, 250);
+	bool tight = sim_chance(dice, 300);
+
+	return (struct sim_faults){
+		.cut = calm ? 0 : sim_below(dice, 600),
+		.skip = calm ? 0 : sim_below(dice, 250),
+		.no_buffer = calm || sim_chance(dice, 700)
+				     ? 0
+				     : sim_below(dice, 30),
+		.accept_error = calm ? 0 : sim_below(dice, 50),
+		.connect_error = calm ? 0 : sim_below(dice, 30),
+		.reset = calm || sim_chance(dice, 500) ? 0
+						       : sim_below(dice, 60),
+		.blackhole = calm || sim_chance(dice, 500)
+				     ? 0
+				     : sim_below(dice, 40),
+		.rst_loses = sim_below(dice, 1000),
+		.wall_jump = sim_chance(dice, 500) ? 5 : 0,
+		.latency_us_max = sim_below(dice, 40000),
+		.window_min = tight ? 200 : 4096,
+		.window_max = tight ? 3000 : 262144,
+	};
+}
+
+static void put(struct storm *s, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+
+static void put(struct storm *s, const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	int n = vsnprintf(s->config + s->config_len,
+			  sizeof(s->config) - s->config_len, format, args);
+	va_end(args);
+	assert(n > 0);
+	assert((size_t)n < sizeof(s->config) - s->config_len);
+	s->config_len += (size_t)n;
+}
+
+static void write_weir(struct storm *s)
+{
+	struct sim *d = s->sim;
+	static const char *const early[] = { "reject", "log", "off" };
+
+	put(s, "[weir]\nhostname = mx.test\nlog_level = debug\n");
+	put(s, "control_socket = " WORLD_CONTROL "\n");
+	put(s, "small_buffers = %u\nbig_buffers = %u\n",
+	    sim_between(d, 64, 400), sim_between(d, 16, 64));
+	put(s, "log_format = %s\n", sim_chance(d, 200) ? "json" : "kv");
+	put(s, "[listener in]\nlisten = " WORLD_LISTEN ":25\n");
+	put(s, "listen = [2001:db8::1]:25\nearly_talkers = %s\n",
+	    early[sim_below(d, 3)]);
+	if (sim_chance(d, 200))
+		put(s, "greeting_delay = %ums\n", sim_between(d, 1, 800));
+	if (sim_chance(d, 100))
+		put(s, "size = %u\n", sim_between(d, 3000, 50000));
+}
+
+static void write_admission(struct storm *s)
+{
+	struct sim *d = s->sim;
+
+	put(s, "[admission]\nmax_sessions = %u\nmax_per_source = %u\n",
+	    sim_between(d, 2, 60), sim_between(d, 1, 20));
+	put(s, "table_size = %u\nmax_errors = %u\n", sim_between(d, 300, 600),
+	    sim_between(d, 2, 20));
+	if (sim_chance(d, 100))
+		put(s, "tarpit = %ums\n", sim_between(d, 1, 900));
+	if (sim_chance(d, 100))
+		put(s, "message_rate = %u/m\n", sim_between(d, 1, 60));
+	if (sim_chance(d, 100))
+		put(s, "recipient_rate = %u/m\n", sim_between(d, 1, 60));
+	if (sim_chance(d, 100))
+		put(s, "session_rate = %u/m\n", sim_between(d, 5, 60));
+	if (sim_chance(d, 100))
+		put(s, "max_messages = %u\n", sim_between(d, 1, 4));
+	if (sim_chance(d, 200))
+		put(s, "max_percent_per_source = %u%%\n",
+		    sim_between(d, 1, 60));
+	if (sim_chance(d, 100))
+		put(s, "max_per_aggregate = %u\n", sim_between(d, 1, 20));
+}
+
+static void write_times(struct storm *s)
+{
+	struct sim *d = s->sim;
+
+	put(s,
+	    "[timeouts]\ncommand = %us\ndata = %us\nsend = %us\n"
+	    "stress_command = %us\n",
+	    sim_between(d, 3, 30), sim_between(d, 3, 20), sim_between(d, 3, 30),
+	    sim_between(d, 1, 4));
+	if (sim_chance(d, 100))
+		put(s, "session = %us\n", sim_between(d, 5, 60));
+	put(s, "backend_connect = %us\nbackend_greeting = %us\n",
+	    sim_between(d, 1, 5), sim_between(d, 1, 10));
+	put(s, "backend_helo = %us\nbackend_mail = %us\nbackend_rcpt = %us\n",
+	    sim_between(d, 1, 10), sim_between(d, 1, 10),
+	    sim_between(d, 1, 10));
+	put(s, "backend_data = %us\nbackend_send = %us\nbackend_final = %us\n",
+	    sim_between(d, 1, 10), sim_between(d, 2, 20),
+	    sim_between(d, 1, 15));
+	put(s, "backend_quit = %us\ndrain = %us\n", sim_between(d, 0, 3),
+	    sim_between(d, 1, 60));
+	put(s, "[farm]\ntries = %u\nbudget = %us\n", sim_between(d, 1, 4),
+	    sim_between(d, 2, 20));
+	put(s, "linger = %ums\nunavailable_after = %us\n",
+	    sim_chance(d, 300) ? 0 : sim_between(d, 1, 3000),
+	    sim_between(d, 1, 10));
+	put(s, "[health]\nprobe = %s\ninterval = %us\ndown_interval = %us\n",
+	    sim_chance(d, 100) ? "off" : "on", sim_between(d, 1, 10),
+	    sim_between(d, 1, 5));
+	put(s, "timeout = %us\nmail = %s\nrise = %u\nfall = %u\n",
+	    sim_between(d, 2, 10), sim_chance(d, 300) ? "on" : "off",
+	    sim_between(d, 1, 3), sim_between(d, 1, 3));
+}
+
+static void draw_backend(struct storm *s, unsigned i)
+{
+	struct sim *d = s->sim;
+	static const enum sim_deed_kind full[] = { SIM_DEED_BYE, SIM_DEED_FIN,
+						   SIM_DEED_SILENCE,
+						   SIM_DEED_RST };
+	struct sim_backend_config *b = &s->backend[i];
+
+	*b = (struct sim_backend_config){
+		.index = i,
+		.addr = world_backend_addr(i),
+		.offers = SIM_OFFER_ALL,
+		.max_sessions = sim_between(d, 1, 12),
+		.delay_us_max = sim_below(d, 200 * SIM_MS),
+	};
+	if (sim_chance(d, 300))
+		b->offers &= sim_below(d, SIM_OFFER_ALL + 1);
+	if (sim_chance(d, 30))
+		b->offers = 0;
+	if (sim_chance(d, 300)) {
+		b->slots = sim_between(d, 1, b->max_sessions);
+		b->full = full[sim_below(d, 4)];
+	}
+	if (sim_chance(d, 600))
+		b->deed_chance = sim_below(d, s->trouble + 1);
+	put(s, "[backend b%u]\naddress = 10.0.0.%u:25\nmax_sessions = %u\n", i,
+	    i + 1, b->max_sessions);
+	put(s, "weight = %u\n", sim_between(d, 1, 200));
+}
+
+static void draw(struct storm *s)
+{
+	struct sim *d = s->sim;
+
+	s->workers = sim_between(d, 1, WORLD_WORKERS_MAX);
+	s->backends = sim_between(d, 1, 5);
+	s->clients = sim_between(d, 4, 40);
+	s->sources = sim_between(d, 1, SOURCES_MAX);
+	s->operators = sim_below(d, OPERATORS_MAX);
+	s->trouble = sim_chance(d, 300) ? 900 : 200;
+	s->body_max = sim_chance(d, 50) ? 200000 : 30000;
+	s->config_len = 0;
+	write_weir(s);
+	write_admission(s);
+	write_times(s);
+	for (unsigned i = 0; i < s->backends; i++)
+		draw_backend(s, i);
+}
+
+/* --- clients --- */
+
+static enum sim_nature draw_nature(struct sim *d)
+{
+	uint32_t dice = sim_below(d, 100);
+
+	if (dice < 55)
+		return SIM_NATURE_GOOD;
+	if (dice < 65)
+		return SIM_NATURE_SLOW;
+	if (dice < 80)
+		return SIM_NATURE_ABORTING;
+	if (dice < 85)
+		return SIM_NATURE_SMUGGLER;
+	if (dice < 90)
+		return SIM_NATURE_RUDE;
+	if (dice < 93)
+		return SIM_NATURE_FOREIGN;
+	if (dice < 96)
+		return SIM_NATURE_CLUMSY;
+	return dice < 98 ? SIM_NATURE_DEAF : SIM_NATURE_IDLE;
+}
+
+static void add_client(struct storm *s, unsigned i, bool late)
+{
+	struct sim *d = s->sim;
+	char host[64];
+	bool v6 = sim_chance(d, 200);
+	unsigned source = sim_below(d, s->sources) + 1;
+
+	snprintf(host, sizeof(host), v6 ? "2001:db8:0:%u::7" : "198.51.100.%u",
+		 source);
+	struct sim_client_config config = {
+		.number = i,
+		.nature = late ? SIM_NATURE_GOOD : draw_nature(d),
+		.from = sim_addr_make(host, 0),
+		.to = sim_addr_make(v6 ? "2001:db8::1" : WORLD_LISTEN, 25),
+		.at_us = sim_below(d, GATHERING_US),
+		.messages_max = sim_chance(d, 800) ? 2 : 6,
+		.body_max = s->body_max,
+	};
+
+	if (sim_chance(d, 900))
+		config.at_us += PROBING_US;
+	s->world.clients[s->world.client_count++] = sim_client_new(
+		d, s->world.check, &config);
+}
+
+/* --- what else happens --- */
+
+static void upheaval_fires(void *owner)
+{
+	struct storm *s = owner;
+	struct sim_backend *b =
+		s->world.backends[sim_below(s->sim, s->backends)];
+
+	if (s->over)
+		return;
+	switch (sim_below(s->sim, 6)) {
+	case 0:
+	case 1:
+	case 2:
+		sim_backend_up(b, SIM_UP);
+		break;
+	case 3:
+		sim_backend_restart(b);
+		break;
+	case 4:
+		sim_backend_restart(b);
+		sim_backend_up(b, SIM_UP_REFUSING);
+		break;
+	case 5:
+		sim_backend_up(b, sim_chance(s->sim, 500) ? SIM_UP_DROPPING
+							  : SIM_UP_NO_ROUTE);
+		break;
+	}
+	sim_timer_set(s->sim, &s->upheaval,
+		      sim_now_us(s->sim) + sim_below(s->sim, 10 * SIM_SECOND));
+}
+
+/* --- the way of a storm --- */
+
+static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
+{
+	/* The settings are drawn from a world of their own. */
+	const struct sim_faults none = { .window_min = 1, .window_max = 1 };
+	struct sim *dice = sim_new(seed ^ 0x5eed5eed, &none);
+
+	s->sim = dice;
+	draw(s);
+	struct sim_faults faults = draw_faults(dice);
+	bool started = world_start(&s->world, seed, &faults, s->config,
+				   s->workers, trace);
+	if (trace != NULL)
+		fprintf(trace, "%s\n", s->config);
+	sim_free(&dice);
+	s->sim = s->world.sim;
+	if (!started)
+		return false;
+	for (unsigned i = 0; i < s->backends; i++)
+		s->world.backends[i] = sim_backend_new(s->sim, s->world.check,
+						       &s->backend[i]);
+	for (unsigned i = 0; i < s->clients; i++)
+		add_client(s, i, false);
+	for (unsigned i = 0; i < s->operators; i++)
+		s->operator[i] = sim_operator_new(s->sim, s->backends);
+	s->upheaval = (struct sim_timer){ .fire = upheaval_fires, .owner = s };
+	if (sim_chance(s->sim, s->trouble))
+		sim_timer_set(s->sim, &s->upheaval,
+			      sim_below(s->sim, GATHERING_US));
+	mutate_plant(&s->world, bug);
+	return true;
+}
+
+/* The sky clears. */
+static void calm(struct storm *s)
+{
+	struct sim_faults faults = *sim_faults(s->sim);
+
+	s->over = true;
+	sim_timer_clear(s->sim, &s->upheaval);
+	for (unsigned i = 0; i < s->backends; i++)
+		sim_backend_heal(s->world.backends[i]);
+	for (unsigned i = 0; i < s->operators; i++)
+		sim_operator_stop(s->operator[i]);
+	faults.reset = faults.blackhole = faults.no_buffer = 0;
+	faults.accept_error = faults.connect_error = 0;
+	sim_faults_set(s->sim, &faults);
+}
+
+static void run(struct storm *s)
+{
+	struct world *w = &s->world;
+
+	/* Some are still talking when weir is told to end. */
+	bool early = sim_chance(s->sim, 150);
+	if (!world_run_until(w,
+			     early ? (int64_t)sim_below(s->sim, GATHERING_US)
+				   : STORM_US,
+			     world_clients_done) &&
+	    !early)
+		sim_violation(s->sim, "clients are left behind");
+	calm(s);
+	if (!early &&
+	    !world_run_until(w, sim_now_us(s->sim) + CALM_US, world_is_quiet))
+		sim_violation(s->sim, "not all comes home: %s",
+			      world_unrest(w));
+	if (sim_failed(s->sim) == NULL && !world_drain(w, DRAIN_US))
+		sim_violation(s->sim, "the drain does not end: %s",
+			      world_unrest(w));
+	if (sim_failed(s->sim) == NULL)
+		world_check_books(w);
+}
+
+void storm_run(uint64_t seed, unsigned bug, FILE *trace,
+	       struct storm_result *result)
+{
+	struct storm *s = calloc(1, sizeof(*s));
+
+	if (s == NULL)
+		abort();
+	*result = (struct storm_result){ .passed = true };
+	if (begin(s, seed, bug, trace))
+		run(s);
+	const char *why = sim_failed(s->sim);
+	if (why != NULL) {
+		result->passed = false;
+		snprintf(result->why, sizeof(result->why), "%s", why);
+	}
+	result->hash = sim_hash(s->sim);
+	result->turns = s->world.turns;
+	result->virtual_us = sim_now_us(s->sim);
+	result->totals = *check_totals(s->world.check);
+	for (unsigned i = 0; i < OPERATORS_MAX; i++)
+		sim_operator_free(&s->operator[i]);
+	world_free(&s->world);
+	free(s);
+}
