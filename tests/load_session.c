@@ -37,6 +37,7 @@ struct load_session {
 	enum load_phase phase;      /* of the reply that is due next */
 	enum load_phase abort_at;   /* LOAD_PHASES: never */
 	unsigned due;               /* replies that are due */
+	unsigned answerable;        /* of them, those whose command left */
 	int64_t due_us, started_us; /* of the session */
 	int64_t mark_us;            /* when the last commands were sent */
 
@@ -325,6 +326,7 @@ static bool flush(struct load_session *s)
 			return true;
 		}
 		s->sent += (size_t)n;
+		s->answerable = s->due;
 		if (s->sent == total)
 			all_sent(s);
 		else if (s->slow)
@@ -606,11 +608,12 @@ static void got_reply(struct load_session *s, unsigned code, const char *text,
 		end(s, LOAD_421);
 		return;
 	}
-	if (s->due == 0) {
+	if (s->answerable == 0) { /* it answers what was never said */
 		end(s, LOAD_PROTOCOL);
 		return;
 	}
 	s->due--;
+	s->answerable--;
 	note_time(s, phase);
 	switch (s->phase) {
 	case LOAD_GREETING:
@@ -821,7 +824,7 @@ static void connected(struct load_session *s)
 	if (aborts(s, LOAD_CONNECT))
 		return;
 	s->phase = LOAD_GREETING;
-	s->due = 1;
+	s->due = s->answerable = 1;
 	s->mark_us = load->now_us;
 	set_timer(s, load->options.timeout_ms);
 }
