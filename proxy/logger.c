@@ -20,6 +20,7 @@ enum {
 	PREFIX_MAX = 4,        /* "<7>" and the newline */
 	FREE_WAIT_MS = 900,    /* and the rest of the second after a cancel */
 	FREE_CANCEL_MS = 100,
+	GATHER_MS = 20, /* a line waits so long for others */
 };
 
 struct record {
@@ -308,6 +309,17 @@ static bool has_work(const struct logger *l)
 	return l->used > 0 || l->reopen || untold;
 }
 
+/*
+ * Let more lines come: one wake-up and one write for all of a moment's, not
+ * two for each.
+ */
+static void gather(void)
+{
+	const struct timespec moment = { .tv_nsec = GATHER_MS * 1000000L };
+
+	(void)nanosleep(&moment, NULL);
+}
+
 static void *writer(void *arg)
 {
 	struct logger *l = arg;
@@ -323,10 +335,14 @@ static void *writer(void *arg)
 		bool work = has_work(l);
 		bool reopen = l->reopen;
 
+		bool hurry = l->stopping || reopen;
+
 		l->reopen = false;
 		pthread_mutex_unlock(&l->lock);
 		if (!work)
 			return NULL; /* stopping, and all is written */
+		if (!hurry)
+			gather();
 		if (reopen)
 			open_again(l);
 		write_lines(l);

@@ -47,8 +47,10 @@ struct option {
 	int value;
 };
 
-/* An accepted socket inherits all of these from its listener. */
-static const struct option tcp_options[] = {
+/* An accepted socket inherits all of these from its listener, for nothing. */
+static const struct option listener_options[] = {
+	{ SOL_SOCKET, SO_REUSEADDR, 1 },
+	{ SOL_SOCKET, SO_REUSEPORT, 1 },
 	{ SOL_SOCKET, SO_KEEPALIVE, 1 },
 	{ IPPROTO_TCP, TCP_NODELAY, 1 },
 	{ IPPROTO_TCP, TCP_KEEPIDLE, KEEP_IDLE_S },
@@ -84,14 +86,6 @@ static int make(const struct sockaddr *addr)
 
 	if (fd < 0)
 		return -errno;
-	if (addr->sa_family == AF_UNIX)
-		return fd;
-	int r = SET_OPTIONS(fd, tcp_options);
-
-	if (r != 0) {
-		(void)close(fd);
-		return r;
-	}
 	return fd;
 }
 
@@ -117,15 +111,11 @@ static int listen_on(int fd)
 
 static int listen_tcp(const struct sockaddr *addr)
 {
-	static const struct option options[] = {
-		{ SOL_SOCKET, SO_REUSEADDR, 1 },
-		{ SOL_SOCKET, SO_REUSEPORT, 1 },
-	};
 	int fd = make(addr);
 
 	if (fd < 0)
 		return fd;
-	int r = SET_OPTIONS(fd, options);
+	int r = SET_OPTIONS(fd, listener_options);
 
 	/* [::] must not take what 0.0.0.0 is for. */
 	if (r == 0 && addr->sa_family == AF_INET6)
@@ -202,12 +192,18 @@ int ring_socket_connect(const struct sockaddr *addr,
 			const struct sockaddr *source)
 {
 	int fd = make(addr);
+	int r = 0;
 
-	if (fd < 0 || source == NULL)
+	if (fd < 0)
 		return fd;
+	/* No more than this: each connect pays for it, and how long a peer
+	 * may be silent is watched above io.h. */
+	if (addr->sa_family != AF_UNIX)
+		r = set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+	if (r != 0 || source == NULL)
+		return fd_or_error(fd, r);
 	/* The port is chosen at the connect, by both ends' addresses. */
-	int r = set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
-
+	r = set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
 	if (r == 0)
 		r = bind_to(fd, source);
 	return fd_or_error(fd, r);
