@@ -1195,25 +1195,33 @@ struct marks {
 
 #if defined(__SSE2__)
 
-static uint64_t find(const __m128i *v, char c)
+/* Inline by order: as calls these four would be a quarter of all work. */
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE uint64_t sixteen(__m128i v, __m128i want)
 {
-	const __m128i want = _mm_set1_epi8(c);
-	uint64_t bits = 0;
-
-	for (unsigned i = 0; i < BLOCK / sizeof(*v); i++) {
-		__m128i same = _mm_cmpeq_epi8(v[i], want);
-
-		bits |= (uint64_t)(uint32_t)_mm_movemask_epi8(same)
-			<< (i * sizeof(*v));
-	}
-	return bits;
+	return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(v, want));
 }
 
-static struct marks mark(const char *p)
-{
-	__m128i v[BLOCK / sizeof(__m128i)];
+struct block {
+	__m128i a, b, c, d;
+};
 
-	memcpy(v, p, sizeof(v));
+static_assert(sizeof(struct block) == BLOCK, "four vectors are a block");
+
+INLINE uint64_t find(struct block v, char octet)
+{
+	const __m128i want = _mm_set1_epi8(octet);
+
+	return sixteen(v.a, want) | sixteen(v.b, want) << 16 |
+	       sixteen(v.c, want) << 32 | sixteen(v.d, want) << 48;
+}
+
+INLINE struct marks mark(const char *p)
+{
+	struct block v;
+
+	memcpy(&v, p, sizeof(v));
 	return (struct marks){ find(v, '\r'), find(v, '\n'), find(v, '\0'),
 			       find(v, '.') };
 }
@@ -1239,29 +1247,35 @@ static struct marks mark(const char *p)
 
 /*
  * Whole blocks in which every CR is followed by LF, every LF follows a CR,
- * and neither NUL nor a dot that begins a line occurs: nearly all of nearly
- * every message.  Returns where the first other one begins.
+ * and neither NUL nor a line that begins with a dot and CR occurs: nearly all
+ * of nearly every message.  Returns where the first other one begins.
  */
 static const char *scan_blocks(struct smtp_body *b, const char *p,
 			       const char *end)
 {
 	uint64_t bol = b->state == BODY_BOL;
 	uint64_t after_cr = b->state == BODY_CR;
+	uint64_t after_dot = b->state == BODY_DOT;
 	const char *from = p;
 
-	if (b->state == BODY_DOT || b->state == BODY_DOT_CR)
+	if (b->state == BODY_DOT_CR)
 		return p;
 	for (; end - p >= BLOCK; p += BLOCK) {
 		const struct marks m = mark(p);
+		uint64_t dot = (m.lf << 1 | bol) & m.dot;
 
 		if (((m.cr << 1 | after_cr) ^ m.lf) | m.nul |
-		    ((m.lf << 1 | bol) & m.dot))
+		    ((dot << 1 | after_dot) & m.cr))
 			break;
 		after_cr = m.cr >> (BLOCK - 1);
+		after_dot = dot >> (BLOCK - 1);
 		bol = m.lf >> (BLOCK - 1);
 	}
 	if (p > from)
-		b->state = after_cr ? BODY_CR : bol ? BODY_BOL : BODY_TEXT;
+		b->state = after_cr    ? BODY_CR
+			   : after_dot ? BODY_DOT
+			   : bol       ? BODY_BOL
+				       : BODY_TEXT;
 	return p;
 }
 
