@@ -187,7 +187,7 @@ static void log_refusal(struct worker *w, const struct server *v,
 
 /*
  * 452 at MAIL may be about this one message (RFC 1870): large is what is
- * above a quarter of what the backend offers .
+ * above a quarter of what the backend offers.
  */
 static bool may_be_size(const struct server *v)
 {
@@ -538,6 +538,7 @@ bool server_bind(struct worker *w, struct client *c,
 	if (v != NULL && still_good(w, v, c)) {
 		unlinger(v);
 		set_timer(w, v);
+		memcpy(c->backend, backend_of(w, v)->name, sizeof(c->backend));
 		event->kind = SESSION_IN_BOUND;
 		event->reused = true;
 		event->ext = v->upstream.ehlo.ext;
@@ -588,6 +589,14 @@ void server_command(struct worker *w, struct server *v, const char *text,
 void server_sent(struct worker *w, struct server *v, enum busy_stage stage)
 {
 	upstream_sent(&v->upstream, stage, w->now_ms);
+	set_timer(w, v);
+}
+
+void server_chunk(struct worker *w, struct server *v, bool open)
+{
+	if (v->ending || v->upstream.chunk_open == open)
+		return;
+	upstream_chunk(&v->upstream, open, w->now_ms);
 	set_timer(w, v);
 }
 
