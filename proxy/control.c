@@ -110,6 +110,18 @@ static void complain_usage(enum control_verb verb, const char *problem,
 		       c->words, c->args[0] != '\0' ? " " : "", c->args);
 }
 
+/* The same about one word. */
+static void complain_word(enum control_verb verb, struct control_word word,
+			  const char *problem, char error[CONTROL_ERROR_MAX])
+{
+	char quoted[QUOTED_MAX];
+	char text[QUOTED_MAX + CIDR_WHY_MAX + 8];
+
+	(void)snprintf(text, sizeof(text), "\"%s\": %s", quote(quoted, word),
+		       problem);
+	complain_usage(verb, text, error);
+}
+
 /* --- finding the command --- */
 
 /* How many words of the line these words of a command are; 0: they differ. */
@@ -279,7 +291,7 @@ static bool read_format(struct control_order *o, char error[CONTROL_ERROR_MAX])
 	else if (word_is(o->arg[0], "json"))
 		o->format = REPORT_JSON;
 	else
-		complain_usage(o->verb, "not a format", error);
+		complain_word(o->verb, o->arg[0], "need csv or json", error);
 	return o->format != REPORT_TEXT;
 }
 
@@ -305,15 +317,18 @@ static bool read_number(struct control_word word, uint32_t max,
 static bool read_set_number(struct control_order *o, enum control_set set,
 			    uint32_t max, char error[CONTROL_ERROR_MAX])
 {
-	char problem[96];
+	char problem[64];
 
 	o->set = set;
-	if (o->arg_count == 2 && read_number(o->arg[1], max, &o->number))
+	if (o->arg_count < 2) {
+		complain_usage(o->verb, "a number is missing", error);
+		return false;
+	}
+	if (read_number(o->arg[1], max, &o->number))
 		return true;
 	(void)snprintf(problem, sizeof(problem),
-		       "a whole number from 1 to %lu is needed",
-		       (unsigned long)max);
-	complain_usage(o->verb, problem, error);
+		       "need a whole number from 1 to %lu", (unsigned long)max);
+	complain_word(o->verb, o->arg[1], problem, error);
 	return false;
 }
 
@@ -328,10 +343,6 @@ static bool read_set(struct control_order *o, char error[CONTROL_ERROR_MAX])
 		return read_set_number(o, CONTROL_SET_MAX_SESSIONS,
 				       CONTROL_SESSIONS_MAX, error);
 	o->set = CONTROL_SET_ADMIN;
-	if (o->arg_count > 1) {
-		complain_usage(o->verb, "nothing comes behind that", error);
-		return false;
-	}
 	if (word_is(what, "ready"))
 		o->admin = BACKEND_READY;
 	else if (word_is(what, "drain"))
@@ -339,10 +350,12 @@ static bool read_set(struct control_order *o, char error[CONTROL_ERROR_MAX])
 	else if (word_is(what, "maint"))
 		o->admin = BACKEND_ADMIN_MAINT;
 	else {
-		complain_usage(o->verb, "that cannot be set", error);
+		complain_word(o->verb, what, "cannot be set", error);
 		return false;
 	}
-	return true;
+	if (o->arg_count > 1)
+		complain_word(o->verb, o->arg[1], "is too much", error);
+	return o->arg_count == 1;
 }
 
 static bool read_net(struct control_order *o, char error[CONTROL_ERROR_MAX])
@@ -352,7 +365,7 @@ static bool read_net(struct control_order *o, char error[CONTROL_ERROR_MAX])
 	if (cidr_parse(o->arg[0].text, o->arg[0].len, &o->net, why,
 		       sizeof(why)))
 		return true;
-	complain_usage(o->verb, why, error);
+	complain_word(o->verb, o->arg[0], why, error);
 	return false;
 }
 
@@ -369,8 +382,8 @@ static bool read_ban(struct control_order *o, char error[CONTROL_ERROR_MAX])
 				   &o->duration_ms) &&
 	    o->duration_ms > 0 && o->duration_ms <= max_ms)
 		return true;
-	complain_usage(o->verb, "a duration like 90s, 30m, 12h or 7d is needed",
-		       error);
+	complain_word(o->verb, o->arg[1],
+		      "need a duration like 90s, 30m, 12h or 7d", error);
 	return false;
 }
 
@@ -407,7 +420,7 @@ static bool read_args(struct control_order *o, char error[CONTROL_ERROR_MAX])
 	case CONTROL_KILL_SESSION:
 		if (control_id_parse(o->arg[0].text, o->arg[0].len, &o->id))
 			return true;
-		complain_usage(o->verb, "not a session's id", error);
+		complain_word(o->verb, o->arg[0], "is no session's id", error);
 		return false;
 	case CONTROL_HELP:
 	case CONTROL_RELOAD:

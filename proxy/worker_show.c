@@ -121,7 +121,7 @@ static void info_state(struct worker *w, struct report *r)
 	report_key_number(r, "uptime_s", up_ms > 0 ? up_ms / 1000 : 0);
 	report_key_number(r, "workers", w->weir->worker_count);
 	report_key_word(r, "stressed", w->stressed ? "yes" : "no");
-	report_key_number(r, "sessions",
+	report_key_number(r, "sessions_now",
 			  admission_sessions(w->weir->admission));
 	report_key_number(r, "sessions_max",
 			  admission_sessions_max(w->weir->admission));
@@ -170,100 +170,101 @@ static void show_info(struct worker *w, struct report *r)
  * that what reads HAProxy's statistics reads these.  What weir does not know
  * stays empty.
  *
- *	FIELD(name, audience)
+ *	FIELD(name, style, audience)
  */
 #define STAT_FIELDS(FIELD)                                                     \
-	FIELD(pxname, ALL)                                                     \
-	FIELD(svname, ALL)                                                     \
-	FIELD(qcur, MACHINE)                                                   \
-	FIELD(qmax, MACHINE)                                                   \
-	FIELD(scur, ALL)                                                       \
-	FIELD(smax, ALL)                                                       \
-	FIELD(slim, ALL)                                                       \
-	FIELD(stot, ALL)                                                       \
-	FIELD(bin, ALL)                                                        \
-	FIELD(bout, ALL)                                                       \
-	FIELD(dreq, MACHINE)                                                   \
-	FIELD(dresp, MACHINE)                                                  \
-	FIELD(ereq, MACHINE)                                                   \
-	FIELD(econ, ALL)                                                       \
-	FIELD(eresp, MACHINE)                                                  \
-	FIELD(wretr, MACHINE)                                                  \
-	FIELD(wredis, MACHINE)                                                 \
-	FIELD(status, ALL)                                                     \
-	FIELD(weight, ALL)                                                     \
-	FIELD(act, MACHINE)                                                    \
-	FIELD(bck, MACHINE)                                                    \
-	FIELD(chkfail, ALL)                                                    \
-	FIELD(chkdown, MACHINE)                                                \
-	FIELD(lastchg, ALL)                                                    \
-	FIELD(downtime, MACHINE)                                               \
-	FIELD(qlimit, MACHINE)                                                 \
-	FIELD(pid, MACHINE)                                                    \
-	FIELD(iid, MACHINE)                                                    \
-	FIELD(sid, MACHINE)                                                    \
-	FIELD(throttle, MACHINE)                                               \
-	FIELD(lbtot, MACHINE)                                                  \
-	FIELD(tracked, MACHINE)                                                \
-	FIELD(type, MACHINE)                                                   \
-	FIELD(rate, MACHINE)                                                   \
-	FIELD(rate_lim, MACHINE)                                               \
-	FIELD(rate_max, MACHINE)                                               \
-	FIELD(check_status, MACHINE)                                           \
-	FIELD(check_code, MACHINE)                                             \
-	FIELD(check_duration, MACHINE)                                         \
-	FIELD(hrsp_1xx, MACHINE)                                               \
-	FIELD(hrsp_2xx, MACHINE)                                               \
-	FIELD(hrsp_3xx, MACHINE)                                               \
-	FIELD(hrsp_4xx, MACHINE)                                               \
-	FIELD(hrsp_5xx, MACHINE)                                               \
-	FIELD(hrsp_other, MACHINE)                                             \
-	FIELD(hanafail, MACHINE)                                               \
-	FIELD(req_rate, MACHINE)                                               \
-	FIELD(req_rate_max, MACHINE)                                           \
-	FIELD(req_tot, MACHINE)                                                \
-	FIELD(cli_abrt, MACHINE)                                               \
-	FIELD(srv_abrt, MACHINE)                                               \
-	FIELD(comp_in, MACHINE)                                                \
-	FIELD(comp_out, MACHINE)                                               \
-	FIELD(comp_byp, MACHINE)                                               \
-	FIELD(comp_rsp, MACHINE)                                               \
-	FIELD(lastsess, MACHINE)                                               \
-	FIELD(last_chk, MACHINE)                                               \
-	FIELD(last_agt, MACHINE)                                               \
-	FIELD(qtime, MACHINE)                                                  \
-	FIELD(ctime, MACHINE)                                                  \
-	FIELD(rtime, MACHINE)                                                  \
-	FIELD(ttime, MACHINE)                                                  \
-	FIELD(agent_status, MACHINE)                                           \
-	FIELD(agent_code, MACHINE)                                             \
-	FIELD(agent_duration, MACHINE)                                         \
-	FIELD(check_desc, MACHINE)                                             \
-	FIELD(agent_desc, MACHINE)                                             \
-	FIELD(check_rise, MACHINE)                                             \
-	FIELD(check_fall, MACHINE)                                             \
-	FIELD(check_health, MACHINE)                                           \
-	FIELD(agent_rise, MACHINE)                                             \
-	FIELD(agent_fall, MACHINE)                                             \
-	FIELD(agent_health, MACHINE)                                           \
-	FIELD(addr, MACHINE)                                                   \
-	FIELD(cookie, MACHINE)                                                 \
-	FIELD(mode, MACHINE)                                                   \
-	FIELD(algo, MACHINE)                                                   \
-	FIELD(conn_rate, MACHINE)                                              \
-	FIELD(conn_rate_max, MACHINE)                                          \
-	FIELD(conn_tot, MACHINE)                                               \
-	FIELD(intercepted, MACHINE)                                            \
-	FIELD(dcon, MACHINE)                                                   \
-	FIELD(dses, MACHINE)
+	FIELD(pxname, LEFT, ALL)                                               \
+	FIELD(svname, LEFT, ALL)                                               \
+	FIELD(qcur, RIGHT, MACHINE)                                            \
+	FIELD(qmax, RIGHT, MACHINE)                                            \
+	FIELD(scur, RIGHT, ALL)                                                \
+	FIELD(smax, RIGHT, ALL)                                                \
+	FIELD(slim, RIGHT, ALL)                                                \
+	FIELD(stot, RIGHT, ALL)                                                \
+	FIELD(bin, RIGHT, ALL)                                                 \
+	FIELD(bout, RIGHT, ALL)                                                \
+	FIELD(dreq, RIGHT, MACHINE)                                            \
+	FIELD(dresp, RIGHT, MACHINE)                                           \
+	FIELD(ereq, RIGHT, MACHINE)                                            \
+	FIELD(econ, RIGHT, ALL)                                                \
+	FIELD(eresp, RIGHT, MACHINE)                                           \
+	FIELD(wretr, RIGHT, MACHINE)                                           \
+	FIELD(wredis, RIGHT, MACHINE)                                          \
+	FIELD(status, LEFT, ALL)                                               \
+	FIELD(weight, RIGHT, ALL)                                              \
+	FIELD(act, RIGHT, MACHINE)                                             \
+	FIELD(bck, RIGHT, MACHINE)                                             \
+	FIELD(chkfail, RIGHT, ALL)                                             \
+	FIELD(chkdown, RIGHT, MACHINE)                                         \
+	FIELD(lastchg, RIGHT, ALL)                                             \
+	FIELD(downtime, RIGHT, MACHINE)                                        \
+	FIELD(qlimit, RIGHT, MACHINE)                                          \
+	FIELD(pid, RIGHT, MACHINE)                                             \
+	FIELD(iid, RIGHT, MACHINE)                                             \
+	FIELD(sid, RIGHT, MACHINE)                                             \
+	FIELD(throttle, RIGHT, MACHINE)                                        \
+	FIELD(lbtot, RIGHT, MACHINE)                                           \
+	FIELD(tracked, LEFT, MACHINE)                                          \
+	FIELD(type, RIGHT, MACHINE)                                            \
+	FIELD(rate, RIGHT, MACHINE)                                            \
+	FIELD(rate_lim, RIGHT, MACHINE)                                        \
+	FIELD(rate_max, RIGHT, MACHINE)                                        \
+	FIELD(check_status, LEFT, MACHINE)                                     \
+	FIELD(check_code, RIGHT, MACHINE)                                      \
+	FIELD(check_duration, RIGHT, MACHINE)                                  \
+	FIELD(hrsp_1xx, RIGHT, MACHINE)                                        \
+	FIELD(hrsp_2xx, RIGHT, MACHINE)                                        \
+	FIELD(hrsp_3xx, RIGHT, MACHINE)                                        \
+	FIELD(hrsp_4xx, RIGHT, MACHINE)                                        \
+	FIELD(hrsp_5xx, RIGHT, MACHINE)                                        \
+	FIELD(hrsp_other, RIGHT, MACHINE)                                      \
+	FIELD(hanafail, RIGHT, MACHINE)                                        \
+	FIELD(req_rate, RIGHT, MACHINE)                                        \
+	FIELD(req_rate_max, RIGHT, MACHINE)                                    \
+	FIELD(req_tot, RIGHT, MACHINE)                                         \
+	FIELD(cli_abrt, RIGHT, MACHINE)                                        \
+	FIELD(srv_abrt, RIGHT, MACHINE)                                        \
+	FIELD(comp_in, RIGHT, MACHINE)                                         \
+	FIELD(comp_out, RIGHT, MACHINE)                                        \
+	FIELD(comp_byp, RIGHT, MACHINE)                                        \
+	FIELD(comp_rsp, RIGHT, MACHINE)                                        \
+	FIELD(lastsess, RIGHT, MACHINE)                                        \
+	FIELD(last_chk, LEFT, MACHINE)                                         \
+	FIELD(last_agt, LEFT, MACHINE)                                         \
+	FIELD(qtime, RIGHT, MACHINE)                                           \
+	FIELD(ctime, RIGHT, MACHINE)                                           \
+	FIELD(rtime, RIGHT, MACHINE)                                           \
+	FIELD(ttime, RIGHT, MACHINE)                                           \
+	FIELD(agent_status, LEFT, MACHINE)                                     \
+	FIELD(agent_code, RIGHT, MACHINE)                                      \
+	FIELD(agent_duration, RIGHT, MACHINE)                                  \
+	FIELD(check_desc, LEFT, MACHINE)                                       \
+	FIELD(agent_desc, LEFT, MACHINE)                                       \
+	FIELD(check_rise, RIGHT, MACHINE)                                      \
+	FIELD(check_fall, RIGHT, MACHINE)                                      \
+	FIELD(check_health, RIGHT, MACHINE)                                    \
+	FIELD(agent_rise, RIGHT, MACHINE)                                      \
+	FIELD(agent_fall, RIGHT, MACHINE)                                      \
+	FIELD(agent_health, RIGHT, MACHINE)                                    \
+	FIELD(addr, LEFT, MACHINE)                                             \
+	FIELD(cookie, LEFT, MACHINE)                                           \
+	FIELD(mode, LEFT, MACHINE)                                             \
+	FIELD(algo, LEFT, MACHINE)                                             \
+	FIELD(conn_rate, RIGHT, MACHINE)                                       \
+	FIELD(conn_rate_max, RIGHT, MACHINE)                                   \
+	FIELD(conn_tot, RIGHT, MACHINE)                                        \
+	FIELD(intercepted, RIGHT, MACHINE)                                     \
+	FIELD(dcon, RIGHT, MACHINE)                                            \
+	FIELD(dses, RIGHT, MACHINE)
 
-#define STAT_ENUM(name, audience) STAT_##name,
+#define STAT_ENUM(name, style, audience) STAT_##name,
 enum stat_field { STAT_FIELDS(STAT_ENUM) STAT_COUNT };
 #undef STAT_ENUM
 
 static_assert(STAT_COUNT <= (int)REPORT_COLUMNS_MAX, "all fit a report");
 
-#define STAT_COLUMN(name, audience) { #name, REPORT_RIGHT, REPORT_##audience },
+#define STAT_COLUMN(name, style, audience)                                     \
+	{ #name, REPORT_##style, REPORT_##audience },
 static const struct report_column stat_columns[STAT_COUNT] = { STAT_FIELDS(
 	STAT_COLUMN) };
 #undef STAT_COLUMN
