@@ -100,6 +100,8 @@ NEEDS_cidr      := proxy/cidr.c
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
+NEEDS_histogram := tests/histogram.c
+NEEDS_quantity  := tests/quantity.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 NEEDS_health    := health/health.c
 NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c
@@ -112,6 +114,8 @@ SIM   := $(wildcard tests/sim/*.c)
 SIM_LDFLAGS := -Wl,--wrap=session_step -Wl,--wrap=balancer_release -Wl,--wrap=io_buf_put
 LIBS_ring := -luring
 LIBS_config := -linih
+LIBS_histogram := -lm
+LIBS_quantity := -lm
 
 .SECONDEXPANSION:
 $(UNITS:%=$(B)/test_%): $(B)/test_%: $(B)/tests/unit/test_%.o \

@@ -40,6 +40,7 @@ struct load_session {
 	unsigned answerable;        /* of them, those whose command left */
 	int64_t due_us, started_us; /* of the session */
 	int64_t mark_us;            /* when the last commands were sent */
+	int64_t moved_us;           /* when octets were last sent */
 
 	char *held; /* a reply line not yet whole; owned, or NULL */
 	size_t held_len;
@@ -327,6 +328,7 @@ static bool flush(struct load_session *s)
 		}
 		s->sent += (size_t)n;
 		s->answerable = s->due;
+		s->moved_us = s->load->now_us;
 		if (s->sent == total)
 			all_sent(s);
 		else if (s->slow)
@@ -825,6 +827,7 @@ static void connected(struct load_session *s)
 		return;
 	s->phase = LOAD_GREETING;
 	s->due = s->answerable = 1;
+	s->moved_us = load->now_us;
 	s->mark_us = load->now_us;
 	set_timer(s, load->options.timeout_ms);
 }
@@ -852,6 +855,15 @@ struct load_session *load_session_of_timer(struct heap_node *timer)
 							timer));
 }
 
+/* A slow talker whose octets nobody takes. */
+static bool is_stuck(const struct load_session *s)
+{
+	const struct load *load = s->load;
+
+	return s->slow && s->out_len > 0 &&
+	       load->now_us - s->moved_us > load->options.timeout_ms * 1000;
+}
+
 void load_session_timer(struct load_session *s)
 {
 	struct load *load = s->load;
@@ -861,7 +873,15 @@ void load_session_timer(struct load_session *s)
 	heap_remove(&load->timers, &s->timer);
 	if (s->parked)
 		return;
-	if (now_ms < s->deadline_ms) {
+	/* A reply that came meanwhile has put the deadline off. */
+	if (s->slow && s->out_len > 0 && !is_stuck(s)) {
+		if (!flush(s)) {
+			s->slow = false;
+			go_on(s);
+		}
+		return;
+	}
+	if (now_ms < s->deadline_ms && !is_stuck(s)) {
 		heap_set(&load->timers, &s->timer, s->deadline_ms);
 		return;
 	}
@@ -872,14 +892,6 @@ void load_session_timer(struct load_session *s)
 		else
 			begin_message(s);
 		go_on(s);
-		return;
-	}
-	if (s->slow && s->out_len > 0) {
-		s->deadline_ms = now_ms;
-		if (!flush(s)) {
-			s->slow = false;
-			go_on(s);
-		}
 		return;
 	}
 	end(s, LOAD_TIMEOUT);

@@ -177,7 +177,8 @@ void sink_message_begin(struct sink_session *s)
 	m->body_begun = true;
 	m->in_header = true;
 	if (sink->hash) {
-		m->all_hash = hash_start(sink);
+		if (sink->journal != NULL) /* nobody else asks for it */
+			m->all_hash = hash_start(sink);
 		m->body_hash = hash_start(sink);
 	}
 	if (sink->store_dir != NULL)

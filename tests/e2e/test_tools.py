@@ -8,6 +8,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import unittest
 
 import lib
 import weir
+import world
 
 
 class Sink:
@@ -803,6 +805,22 @@ class Usage(unittest.TestCase):
                                   capture_output=True, check=True, timeout=60)
             self.assertIn("usage: " + name, done.stdout)
             self.assertLessEqual(max(map(len, done.stdout.split("\n"))), 80)
+
+    def test_every_option_and_setting_is_in_the_manual(self):
+        for name in ("weir-sink", "weir-load"):
+            text = subprocess.run([weir.program(name), "-h"], text=True,
+                                  capture_output=True, check=True,
+                                  timeout=60).stdout
+            path = os.path.join(world.TOP, "tests", name + ".1")
+            with open(path, encoding="ascii") as file:
+                words = set(re.findall(r"[\w-]+", file.read()))
+            options = set(re.findall(r"^ .*?--([\w-]+)(?:[ =\[]|$)", text, re.M))
+            settings = text.partition("Settings, their")[2]
+            keys = set(re.findall(r"^  ([\w-]+)  ", settings, re.M))
+            self.assertGreater(len(options), 9)
+            names = {name for name in options | keys
+                     if not name.startswith("STAGE")}
+            self.assertEqual(names - words, set())
 
     def test_sink(self):
         self.wrong("weir-sink")
