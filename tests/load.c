@@ -176,7 +176,8 @@ static bool read_abort(struct load_options *o, char *text)
 	*colon = '\0';
 	for (unsigned p = 0; p < LOAD_SESSION; p++) {
 		if (p == LOAD_RSET ||
-		    strcmp(text, load_report_phase_name((enum load_phase)p)))
+		    strcmp(text, load_report_phase_name((enum load_phase)p)) !=
+			    0)
 			continue;
 		return quantity_percent(colon + 1, &o->abort_percent[p]);
 	}
@@ -378,8 +379,9 @@ static bool read_manner(struct load_options *o, int c, char *value)
 		return read_choice(value, &o->pipelining);
 	case OPT_BDAT:
 		o->bdat = true;
-		return value == NULL || (quantity_size(value, &o->bdat_chunk) &&
-					 o->bdat_chunk >= BDAT_CHUNK_MIN);
+		return *value == '\0' ||
+		       (quantity_size(value, &o->bdat_chunk) &&
+			o->bdat_chunk >= BDAT_CHUNK_MIN);
 	case OPT_SLOW:
 		return read_slow(o, value);
 	case OPT_ABORT:
@@ -411,6 +413,7 @@ static void read_options(struct load_options *o, int argc, char **argv)
 {
 	int c = 0;
 	bool given_sessions = false;
+	char none[] = ""; /* the value of an option that has none */
 
 	while ((c = getopt_long(argc, argv, "c:r:n:d:m:R:s:j:qh", longs,
 				NULL)) != -1) {
@@ -423,12 +426,14 @@ static void read_options(struct load_options *o, int argc, char **argv)
 			exit(1);
 		}
 		given_sessions |= c == 'c' || c == 'r' || c == 'n';
-		if (!read_amount(o, c, optarg == NULL ? "" : optarg) &&
-		    !read_manner(o, c, optarg))
+		char *value = optarg == NULL ? none : optarg;
+
+		if (!read_amount(o, c, value) && !read_manner(o, c, value)) {
 			errx(1,
 			     "--%s: \"%s\" is not allowed; weir-load -h "
 			     "explains all options",
-			     name_of(c), optarg == NULL ? "" : optarg);
+			     name_of(c), value);
+		}
 	}
 	if (optind + 1 != argc)
 		errx(1, "one HOST:PORT is needed; weir-load -h explains all");
@@ -471,13 +476,14 @@ static void raise_limit(struct load_options *o)
 	if (o->sessions == UINT64_MAX && room > o->idle)
 		o->sessions = room - o->idle;
 	if (o->sessions > room || o->idle > room ||
-	    o->sessions + o->idle > room)
+	    o->sessions + o->idle > room) {
 		errx(1,
 		     "%llu sessions and %llu idle ones need more than the "
 		     "%llu open files allowed: see ulimit -Hn",
 		     (unsigned long long)o->sessions,
 		     (unsigned long long)o->idle,
 		     (unsigned long long)limit.rlim_cur);
+	}
 }
 
 /* What is to be begun, and when. */
@@ -523,13 +529,13 @@ static void start_some(struct load *load, struct plan *plan)
 			return;
 		if (load->open >= o->sessions && o->rate == 0)
 			return;
+		int64_t due_us = o->rate > 0 ? plan->next_us : load->now_us;
+
 		plan->begun++;
 		if (load->open >= o->sessions)
 			load->stats->overrun++;
 		else
-			load_session_start(load, false,
-					   o->rate > 0 ? plan->next_us
-						       : load->now_us);
+			load_session_start(load, false, due_us);
 		if (o->rate > 0)
 			advance(load, plan);
 	}
@@ -657,6 +663,7 @@ static struct load *load_new(void)
 
 	if (load == NULL)
 		err(1, "out of memory");
+	memcpy(load->end_of_data, ".\r\n", sizeof(load->end_of_data));
 	load->options = (struct load_options){
 		.messages = 1,
 		.recipients = 1,

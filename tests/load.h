@@ -162,6 +162,7 @@ struct load {
 	char *header; /* template, with room for two ids */
 	size_t header_len;
 	size_t header_ids[2]; /* where the ids stand */
+	char end_of_data[4];  /* not const, since iovec also serves reading */
 	FILE *journal;
 	struct tally tally;       /* of acknowledged messages */
 	struct load_stats *stats; /* too large for the stack */

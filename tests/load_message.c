@@ -38,7 +38,8 @@ static void make_line(struct load *load, char *text, size_t len)
 	}
 	if (len > 2 && load_between(load, 0, 15) == 0)
 		text[0] = '.';
-	memcpy(text + len - 2, "\r\n", 2);
+	text[len - 2] = '\r';
+	text[len - 1] = '\n';
 }
 
 static void make_text(struct load *load, char *text, size_t len)

@@ -129,13 +129,14 @@ void load_report_progress(struct load *load)
 /* A duration in the unit that suits it, 8 columns wide. */
 static void put_time(FILE *out, uint64_t us)
 {
-	if (us < 1000)
+	double ms = (double)us / 1e3;
+
+	if (ms < 1)
 		fprintf(out, "  %5lluus", ull(us));
-	else if (us < 1000 * 1000)
-		fprintf(out, "  %5.*fms", us < 100 * 1000 ? 2 : 1,
-			(double)us / 1e3);
+	else if (ms < 1000)
+		fprintf(out, "  %5.*fms", ms < 100 ? 2 : 1, ms);
 	else
-		fprintf(out, "  %6.2fs", (double)us / 1e6);
+		fprintf(out, "  %6.2fs", ms / 1e3);
 }
 
 /* What a peer sent, made harmless. */
@@ -233,11 +234,12 @@ void load_report_tables(const struct load *load, FILE *out)
 		"(%.1f/s)\n",
 		ull(st->started), ull(load_report_failed(st)), ull(st->peak),
 		(double)st->ended / seconds);
-	if (st->overrun > 0)
+	if (st->overrun > 0) {
 		fprintf(out,
 			"           %llu were due and not started: --sessions "
 			"were open already\n",
 			ull(st->overrun));
+	}
 	fprintf(out,
 		"messages   %llu begun, %llu acknowledged, %llu refused, "
 		"%llu unknown, %llu unfinished (%.1f/s)\n",

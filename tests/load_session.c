@@ -48,9 +48,9 @@ struct load_session {
 	/* What is to be sent: out, then body, then tail. */
 	char *out; /* owned, or NULL */
 	size_t out_len, out_cap;
-	const char *body;
+	char *body; /* the content's; not written */
 	size_t body_len;
-	const char *tail;
+	char *tail;
 	size_t sent;
 
 	/* The message. */
@@ -198,7 +198,7 @@ static void queue_data_body(struct load_session *s)
 	(void)put_header(s);
 	s->body = s->content->stuffed;
 	s->body_len = s->content->stuffed_len;
-	s->tail = ".\r\n";
+	s->tail = s->load->end_of_data;
 	s->body_going = true;
 	s->due++;
 	s->phase = LOAD_EOD;
@@ -236,7 +236,7 @@ static bool chunks_left(const struct load_session *s)
 static size_t parts_of(struct load_session *s, struct iovec iov[PARTS],
 		       size_t *total)
 {
-	const char *const text[PARTS] = { s->out, s->body, s->tail };
+	char *const text[PARTS] = { s->out, s->body, s->tail };
 	const size_t len[PARTS] = { s->out_len, s->body_len,
 				    s->tail == NULL ? 0 : strlen(s->tail) };
 	size_t skip = s->sent;
@@ -250,8 +250,7 @@ static size_t parts_of(struct load_session *s, struct iovec iov[PARTS],
 		skip -= cut;
 		if (len[i] == cut)
 			continue;
-		/* The cast is for iovec, which also serves reading. */
-		iov[count].iov_base = (void *)(uintptr_t)(text[i] + cut);
+		iov[count].iov_base = text[i] + cut;
 		iov[count].iov_len = len[i] - cut;
 		count++;
 	}
@@ -760,7 +759,7 @@ static void read_replies(struct load_session *s)
 			peer_gone(s, n < 0);
 			return;
 		}
-		if (held > 0)
+		if (s->held != NULL)
 			memcpy(buf, s->held, held);
 		free(s->held);
 		s->held = NULL;

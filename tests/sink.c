@@ -324,11 +324,12 @@ static void add_mta(struct sink *sink, const struct sink_mta *model,
 		err(1, "out of memory");
 	if (!sink_mta_configure(mta, spec, error, sizeof(error)))
 		errx(1, "--mta: %s", error);
-	if (!is_good_name(mta->name))
+	if (!is_good_name(mta->name)) {
 		errx(1,
 		     "--mta: name = \"%s\": letters, digits, dot, hyphen, "
 		     "underscore are allowed",
 		     mta->name);
+	}
 	for (size_t i = 0; i < sink->mta_count; i++) {
 		if (strcmp(sink->mtas[i]->name, mta->name) == 0)
 			errx(1, "--mta: two are named \"%s\"", mta->name);
@@ -439,10 +440,11 @@ static void start(struct sink *sink, const struct options *options)
 		struct sink_mta *mta = sink->mtas[i];
 		int result = sink_mta_listen(mta);
 
-		if (result < 0)
+		if (result < 0) {
 			errx(1, "%s: cannot listen at %s port %u: %s",
 			     mta->name, mta->address, (unsigned)mta->port,
 			     strerror(-result));
+		}
 		mta->started = true;
 		if (!options->quiet)
 			printf("listening %s %s %u\n", mta->name, mta->address,

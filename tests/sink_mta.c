@@ -175,7 +175,8 @@ static char *reply_of(const char *value)
 			out[len++] = *at;
 		}
 	}
-	memcpy(out + len, "\r\n", 2);
+	out[len] = '\r';
+	out[len + 1] = '\n';
 	return out;
 }
 

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 enum {
+	ACCEPT_PAUSE_NS = 5000000,
 	DRAIN_MS = 2000, /* for the peer to read our last reply and close */
 	WAIT_MS = 3600 * 1000, /* a client that is never greeted */
 };
@@ -428,10 +429,11 @@ void sink_session_timer(struct sink_session *s)
 		return;
 	}
 	s->out_release = next_release(s);
-	if (s->out_release < s->out_len)
+	if (s->out_release < s->out_len) {
 		heap_set(&sink->timers, &s->timer,
 			 sink->now_ms + (s->line_paced ? s->mta->line_pause_ms
 						       : s->mta->dribble_ms));
+	}
 	s->last_ms = sink->now_ms;
 	go_on(s);
 }
@@ -562,7 +564,7 @@ void sink_session_accept(struct sink_mta *mta)
 			continue;
 		/* No descriptors: let others end, and do not spin. */
 		mta->stats.accept_errors++;
-		struct timespec pause = { .tv_nsec = 5 * 1000 * 1000 };
+		struct timespec pause = { .tv_nsec = ACCEPT_PAUSE_NS };
 
 		(void)nanosleep(&pause, NULL);
 		return;

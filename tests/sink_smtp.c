@@ -71,7 +71,8 @@ __attribute__((format(printf, 3, 0))) static size_t format(
 			len -= cut;
 		}
 	}
-	memcpy(out + len, "\r\n", 2);
+	out[len] = '\r';
+	out[len + 1] = '\n';
 	return len + 2;
 }
 
@@ -219,10 +220,11 @@ static void run_ehlo(struct sink_session *s, const char *arg, size_t len)
 	memcpy(s->helo, arg, len);
 	s->helo[len] = '\0';
 	n = snprintf(out, sizeof(out), "250-%s\r\n", mta->name);
-	if (mta->size > 0)
+	if (mta->size > 0) {
 		n += snprintf(out + n, sizeof(out) - (size_t)n,
 			      "250-SIZE %llu\r\n",
 			      (unsigned long long)mta->size);
+	}
 	n += snprintf(out + n, sizeof(out) - (size_t)n,
 		      "%s%s%s%s%s%s%s%s%s%s250 HELP\r\n",
 		      mta->pipelining ? "250-PIPELINING\r\n" : "",
@@ -752,47 +754,55 @@ static size_t scan_text(struct sink_session *s, const char *buf, size_t len)
 	return n;
 }
 
+/* A read of a body: octets before `start` are put, before `pos` are seen. */
+struct scan {
+	const char *buf;
+	size_t len, pos, start;
+};
+
+/* At the start of a line, or behind a dot there.  True: the end was found. */
+static bool take_dot(struct sink_session *s, struct scan *at)
+{
+	char c = at->buf[at->pos];
+	enum sink_dot dot = s->dot;
+
+	s->dot = SINK_DOT_TEXT;
+	if (dot == SINK_DOT_LINE && c == '.') {
+		put(s, at->buf + at->start, at->pos - at->start);
+		s->dot = SINK_DOT_ONE;
+		at->start = ++at->pos;
+	} else if (dot == SINK_DOT_ONE && c == '\r') {
+		s->dot = SINK_DOT_CR;
+		at->start = ++at->pos;
+	} else if (dot == SINK_DOT_CR && c == '\n') {
+		at->pos++;
+		return true;
+	} else if (dot == SINK_DOT_CR) { /* the CR was text, after all */
+		put(s, "\r", 1);
+		s->last_cr = true;
+		at->start = at->pos;
+	}
+	return false;
+}
+
 /* DATA: only CRLF.CRLF ends it (RFC 5321, section 4.1.1.4). */
 static size_t take_body(struct sink_session *s, const char *buf, size_t len)
 {
-	size_t start = 0; /* of what is not yet put */
-	size_t pos = 0;
+	struct scan at = { .buf = buf, .len = len };
 
-	while (pos < len && s->state == SINK_BODY) {
-		switch (s->dot) {
-		case SINK_DOT_LINE:
-			s->dot = SINK_DOT_TEXT;
-			if (buf[pos] != '.')
-				break;
-			put(s, buf + start, pos - start);
-			s->dot = SINK_DOT_ONE;
-			start = ++pos;
-			break;
-		case SINK_DOT_ONE:
-			s->dot = SINK_DOT_TEXT;
-			if (buf[pos] != '\r')
-				break;
-			s->dot = SINK_DOT_CR;
-			start = ++pos;
-			break;
-		case SINK_DOT_CR:
-			if (buf[pos] == '\n') {
-				end_message(s);
-				return pos + 1;
-			}
-			put(s, "\r", 1);
-			s->dot = SINK_DOT_TEXT;
-			s->last_cr = true;
-			start = pos;
-			break;
-		case SINK_DOT_TEXT:
-			pos += scan_text(s, buf + pos, len - pos);
-			break;
+	while (at.pos < at.len && s->state == SINK_BODY) {
+		if (s->dot == SINK_DOT_TEXT) {
+			at.pos += scan_text(s, buf + at.pos, len - at.pos);
+			continue;
+		}
+		if (take_dot(s, &at)) {
+			end_message(s);
+			return at.pos;
 		}
 	}
 	if (s->state == SINK_BODY)
-		put(s, buf + start, pos - start);
-	return pos;
+		put(s, buf + at.start, at.pos - at.start);
+	return at.pos;
 }
 
 static size_t take_chunk(struct sink_session *s, const char *buf, size_t len)
