@@ -197,7 +197,10 @@ struct io_buf *io_buf_get(struct io *io, enum io_pool pool);
 /* Give one buffer back (not a chain). */
 void io_buf_put(struct io *io, struct io_buf *buf);
 
-/* Buffers of this pool that are free now, in eighths (0..8). */
+/*
+ * How much of the pool io_buf_get() could give now, in eighths (0..8); when
+ * all is quiet about half, the other half being where the kernel receives.
+ */
 unsigned io_buf_free(const struct io *io, enum io_pool pool);
 
 #endif

@@ -153,7 +153,9 @@ int ring_pool_open(struct ring_pool *pool, struct io_uring *ring,
 	pool->total = total;
 	pool->free_count = total;
 	pool->reserve = total / 8;
-	pool->given_max = total - pool->reserve;
+	/* Half is for us to speak with: each of a storm of connections wants
+	 * a buffer for its greeting before it needs one to be heard. */
+	pool->given_max = total / 2;
 	if (pool->given_max > given_max)
 		pool->given_max = given_max;
 	pool->entries = entries_for(pool->given_max);
@@ -217,7 +219,6 @@ unsigned io_buf_free(const struct io *io, enum io_pool pool)
 {
 	assert(pool < IO_POOLS);
 	const struct ring_pool *p = &io->pools[pool];
-	uint64_t count = (uint64_t)p->free_count + p->given;
 
-	return (unsigned)(count * 8 / p->total);
+	return (unsigned)((uint64_t)p->free_count * 8 / p->total);
 }

@@ -82,6 +82,9 @@ struct client {
 	struct session session;
 	struct server *server; /* bound, being bound, or lingering; or NULL */
 	struct client *next, *prev; /* in worker.clients or .free_clients */
+	struct client *next_hungry; /* in worker.hungry */
+	bool hungry;                /* waits there for buffers to be free */
+	bool admitted;              /* or refused: the session knows */
 	struct work_queue in;       /* received, not yet consumed */
 	struct work_queue out;      /* to be sent */
 	bool receiving;             /* an io_recv() stands */
@@ -162,14 +165,25 @@ struct worker {
 	 */
 	pthread_mutex_t mutex;
 
+	bool more; /* events are left to be pulled */
+
+	/*
+	 * Pools: those given back, then those never used, of which no page
+	 * has been touched.
+	 */
 	struct client *client_pool;
+	unsigned clients_used;
 	struct client *free_clients;
 	struct client clients; /* list head of those in use */
 	unsigned client_count;
 	unsigned talking; /* sessions not yet over: a drain waits for them */
 	char *lines;      /* SESSION_LINE_MAX + SESSION_MAIL_MAX a client */
 
+	/* Those who would speak if there were buffers; the first came first. */
+	struct client *hungry, *hungriest;
+
 	struct server *server_pool;
+	unsigned servers_used;
 	struct server *free_servers;
 	struct server lingering; /* list head, the longest kept first */
 	unsigned server_count;
@@ -248,6 +262,9 @@ void client_tell(struct worker *w, struct client *c,
 /* The backend has sent: there may be room for more of the body. */
 void client_resume(struct worker *w, struct client *c);
 
+/* Buffers may have come back: let those go on who waited for some. */
+void client_feed_hungry(struct worker *w);
+
 /* The end, without manners: drain time is over, or an operator says so. */
 void client_kill(struct worker *w, struct client *c);
 
@@ -265,6 +282,10 @@ void server_command(struct worker *w, struct server *v, const char *text,
 		    size_t len, enum busy_stage stage);
 void server_sent(struct worker *w, struct server *v, enum busy_stage stage);
 void server_flush(struct worker *w, struct server *v);
+
+/* Whether the client still owes octets of a chunk that was announced. */
+void server_chunk(struct worker *w, struct server *v, bool open);
+
 void server_keep(struct worker *w, struct server *v);
 void server_quit(struct worker *w, struct server *v);
 void server_reset(struct worker *w, struct server *v);

@@ -13,7 +13,8 @@
 enum {
 	/* Draining: what is already in the backlog is still greeted, by 421. */
 	BACKLOG_MS = 200,
-	EVENTS_PER_TURN = 4096, /* then timers and probes have their say */
+	/* Then what they gave rise to is sent, and timers have their say. */
+	EVENTS_PER_TURN = 256,
 };
 
 /* ---- log ---- */
@@ -61,14 +62,6 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 	if (w->client_pool == NULL || w->lines == NULL ||
 	    w->server_pool == NULL)
 		return false;
-	for (unsigned i = clients; i-- > 0;) {
-		w->client_pool[i].next = w->free_clients;
-		w->free_clients = &w->client_pool[i];
-	}
-	for (unsigned i = servers; i-- > 0;) {
-		w->server_pool[i].next = w->free_servers;
-		w->free_servers = &w->server_pool[i];
-	}
 	w->clients.next = w->clients.prev = &w->clients;
 	w->lingering.next = w->lingering.prev = &w->lingering;
 	if (w->index == 0) {
@@ -394,6 +387,8 @@ static int64_t next_deadline(const struct worker *w)
 {
 	int64_t at_ms = timer_next_ms(&w->wheel);
 
+	if (w->more)
+		return 0; /* events are left of the last batch */
 	if (w->index == 0 && !w->draining) {
 		int64_t due_ms = balancer_due_ms(w->weir->farm);
 
@@ -412,8 +407,15 @@ static void deal(struct worker *w)
 	struct io_event ev;
 	struct timer *timer;
 
-	for (unsigned n = 0; n < EVENTS_PER_TURN && io_next(w->io, &ev); n++)
+	w->more = false;
+	for (unsigned n = 0; io_next(w->io, &ev);) {
 		dispatch(w, &ev);
+		if (++n >= EVENTS_PER_TURN) {
+			w->more = true;
+			break;
+		}
+	}
+	client_feed_hungry(w);
 	while ((timer = timer_due(&w->wheel, w->now_ms)) != NULL)
 		fire(w, timer);
 	if (w->index == 0 && !w->draining)

@@ -18,9 +18,12 @@ static struct client *client_new(struct worker *w, io_handle socket)
 	struct client *c = w->free_clients;
 	size_t at;
 
-	if (c == NULL)
+	if (c != NULL)
+		w->free_clients = c->next;
+	else if (w->clients_used < w->weir->sessions_max)
+		c = &w->client_pool[w->clients_used++];
+	else
 		return NULL;
-	w->free_clients = c->next;
 	memset(c, 0, sizeof(*c));
 	c->work.kind = WORK_CLIENT;
 	timer_init(&c->work.timer);
@@ -213,7 +216,7 @@ static void relay(struct worker *w, struct client *c, unsigned code,
 static void close_client(struct worker *w, struct client *c, bool abort)
 {
 	over(w, c);
-	if (c->socket == 0)
+	if (c->socket == 0 || c->ending)
 		return;
 	if (abort || c->gone_told) {
 		work_queue_drop(w, &c->out);
@@ -294,6 +297,8 @@ static bool perform(struct worker *w, struct client *c,
 			break;
 		}
 	}
+	if (c->server != NULL)
+		server_chunk(w, c->server, c->session.state == SESSION_CHUNK);
 	return more;
 }
 
@@ -333,9 +338,38 @@ static bool has_room(struct worker *w, const struct client *c)
 	       v->out.octets + io_unsent(w->io, v->socket) < WORK_WINDOW;
 }
 
+/*
+ * Buffers are short: whoever would have to say something waits its turn, so
+ * that a crowd is answered late and not cut off.  (The last eighth is for
+ * what is under way.)
+ */
+static bool is_short(struct worker *w)
+{
+	return io_buf_free(w->io, IO_SMALL) < 1;
+}
+
+static void go_hungry(struct worker *w, struct client *c)
+{
+	if (c->hungry)
+		return;
+	c->hungry = true;
+	c->next_hungry = NULL;
+	if (w->hungriest != NULL)
+		w->hungriest->next_hungry = c;
+	else
+		w->hungry = c;
+	w->hungriest = c;
+}
+
 static void pump(struct worker *w, struct client *c)
 {
 	struct session *s = &c->session;
+
+	if (s->state != SESSION_CLOSED &&
+	    (c->in.first != NULL || s->line_ready) && is_short(w)) {
+		go_hungry(w, c);
+		return;
+	}
 
 	while (s->state != SESSION_CLOSED && !c->starved && session_wants(s) &&
 	       has_room(w, c)) {
@@ -467,7 +501,8 @@ static void settle(struct worker *w, struct client *c)
 		close_if_done(w, c);
 		arm(w, c);
 	}
-	if (c->socket == 0 && c->session.state == SESSION_CLOSED) {
+	if (c->socket == 0 && c->session.state == SESSION_CLOSED &&
+	    !c->hungry) {
 		log_session(w, c);
 		client_free(w, c);
 		return;
@@ -612,7 +647,26 @@ void client_accepted(struct worker *w, struct work_listener *from,
 	c->source = source_of(&c->addr);
 	session_init(&c->session, listener, c->lines,
 		     c->lines + SESSION_LINE_MAX, w->now_ms);
-	admit(w, c);
+	if (is_short(w))
+		go_hungry(w, c);
+	else
+		admit(w, c);
+}
+
+void client_feed_hungry(struct worker *w)
+{
+	while (w->hungry != NULL && !is_short(w)) {
+		struct client *c = w->hungry;
+
+		w->hungry = c->next_hungry;
+		if (w->hungry == NULL)
+			w->hungriest = NULL;
+		c->hungry = false;
+		if (!c->admitted && c->session.state != SESSION_CLOSED)
+			admit(w, c);
+		else
+			client_resume(w, c);
+	}
 }
 
 static void received(struct worker *w, struct client *c,

@@ -22,9 +22,12 @@ static struct server *server_new(struct worker *w)
 {
 	struct server *v = w->free_servers;
 
-	if (v == NULL)
+	if (v != NULL)
+		w->free_servers = v->next;
+	else if (w->servers_used < w->weir->servers_max)
+		v = &w->server_pool[w->servers_used++];
+	else
 		return NULL;
-	w->free_servers = v->next;
 	w->server_count++;
 	v->work.kind = WORK_SERVER;
 	timer_init(&v->work.timer);
