@@ -1,9 +1,305 @@
 #include "tests/sim/cases.h"
+
+#include <assert.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/sim/mutate.h"
+#include "tests/sim/scenes.h"
+#include "tests/sim/sim_talk.h"
+#include "tests/sim/world.h"
+
+enum {
+	BACKENDS = 2,
+	PROBING_US = SIM_SECOND,
+	SCENE_US = 300 * SIM_SECOND,
+	CALM_US = 100 * SIM_SECOND,
+	DRAIN_US = 60 * SIM_SECOND,
+	SEED = 1,
+};
+
+/* A scene being played. */
+struct play {
+	struct world world;
+	const struct scene *scene;
+	struct sim_talk *talks[SCENE_TALKS];
+	bool logged; /* what the scene wants to see in the log */
+};
+
+static struct play *playing; /* there is one at a time */
+
+static const struct sim_faults smooth = {
+	.latency_us_max = 2000,
+	.window_min = 65536,
+	.window_max = 65536,
+};
+
+/* --- weir.ini --- */
+
+static const char *or_usual(const char *text, const char *usual)
+{
+	return text != NULL ? text : usual;
+}
+
+static void write_config(const struct scene *s, bool b0, unsigned command_s,
+			 char *text, size_t size)
+{
+	int n = snprintf(text, size,
+			 "[weir]\nhostname = mx.test\nlog_level = debug\n"
+			 "control_socket = " WORLD_CONTROL "\n"
+			 "small_buffers = 256\nbig_buffers = 64\n"
+			 "[listener in]\nlisten = " WORLD_LISTEN ":25\n"
+			 "listen = [2001:db8::1]:25\n%s"
+			 "[admission]\ntable_size = 300\n%s[timeouts]\n",
+			 or_usual(s->listener, ""),
+			 or_usual(s->admission, "max_sessions = 20\n"));
+	assert(n > 0);
+	if (s->timeouts != NULL)
+		n += snprintf(text + n, size - (size_t)n, "%s", s->timeouts);
+	else
+		n += snprintf(text + n, size - (size_t)n,
+			      "command = %us\ndata = 10s\nsend = 10s\n"
+			      "backend_connect = 2s\nbackend_greeting = 2s\n"
+			      "backend_helo = 2s\nbackend_mail = 3s\n"
+			      "backend_rcpt = 3s\nbackend_data = 3s\n"
+			      "backend_send = 5s\nbackend_final = 5s\n"
+			      "backend_quit = 1s\ndrain = 20s\n",
+			      command_s);
+	n += snprintf(text + n, size - (size_t)n, "[farm]\n%s[health]\n%s",
+		      or_usual(s->farm, "tries = 3\nbudget = 10s\n"
+					"linger = 1s\n"
+					"unavailable_after = 1h\n"),
+		      or_usual(s->health, "interval = 10m\n"
+					  "down_interval = 10m\n"));
+	if (b0)
+		n += snprintf(text + n, size - (size_t)n,
+			      "[backend b0]\naddress = 10.0.0.1:25\n"
+			      "max_sessions = 50\nweight = 1000\n");
+	n += snprintf(text + n, size - (size_t)n,
+		      "[backend b1]\naddress = 10.0.0.2:25\n"
+		      "max_sessions = 50\nweight = 1\n");
+	assert((size_t)n < size);
+}
+
+/* --- what clients ask of the scene --- */
+
+static void reload(struct play *p, bool b0)
+{
+	char text[WORLD_CONFIG_MAX];
+
+	write_config(p->scene, b0, 9, text, sizeof(text));
+	if (!world_reload(&p->world, text))
+		sim_violation(p->world.sim, "the reload was refused");
+}
+
+static void backend_order(struct play *p, const char *words)
+{
+	static const struct {
+		const char *word;
+		enum sim_up up;
+	} orders[] = {
+		{ "up", SIM_UP },
+		{ "refusing", SIM_UP_REFUSING },
+		{ "dropping", SIM_UP_DROPPING },
+		{ "noroute", SIM_UP_NO_ROUTE },
+	};
+	struct sim_backend *b = p->world.backends[words[1] - '0'];
+
+	for (size_t i = 0; i < sizeof(orders) / sizeof(orders[0]); i++) {
+		if (strcmp(words + 3, orders[i].word) == 0)
+			sim_backend_up(b, orders[i].up);
+	}
+}
+
+static void on_words(void *owner, const char *words)
+{
+	struct play *p = owner;
+
+	if (words[0] == 'b' && strlen(words) > 3)
+		backend_order(p, words);
+	else if (strcmp(words, "smooth") == 0)
+		sim_faults_set(p->world.sim, &smooth);
+	else if (strcmp(words, "reload") == 0)
+		reload(p, true);
+	else if (strcmp(words, "reload-without-b0") == 0)
+		reload(p, false);
+	else if (strcmp(words, "drain") == 0)
+		world_drain_begin(&p->world);
+	else
+		sim_violation(p->world.sim, "nobody knows \"%s\"", words);
+}
+
+static void on_log(void *owner, unsigned worker, int level, const char *text,
+		   size_t len)
+{
+	struct play *p = owner;
+	const char *wanted = p->scene->log;
+
+	(void)worker;
+	(void)level;
+	if (wanted != NULL && memmem(text, len, wanted, strlen(wanted)) != NULL)
+		p->logged = true;
+}
+
+/* --- the play --- */
+
+static bool talks_done(struct world *w)
+{
+	(void)w;
+	for (unsigned i = 0; i < SCENE_TALKS; i++) {
+		if (playing->talks[i] != NULL &&
+		    !sim_talk_done(playing->talks[i]))
+			return false;
+	}
+	return true;
+}
+
+static bool raise_curtain(struct play *p, FILE *trace)
+{
+	const struct scene *s = p->scene;
+	char text[WORLD_CONFIG_MAX];
+
+	write_config(s, true, 10, text, sizeof(text));
+	if (!world_start(&p->world, SEED, &smooth, text, 1, trace))
+		return false;
+	mutate_plant(&p->world, MUTATE_NONE);
+	p->world.log_fn = on_log;
+	p->world.log_owner = p;
+	for (unsigned i = 0; i < BACKENDS; i++) {
+		struct sim_backend_config config = {
+			.index = i,
+			.addr = world_backend_addr(i),
+			.offers = SIM_OFFER_ALL & ~(i == 1 ? s->lacks : 0),
+			.slots = i == 0 ? s->slots : 0,
+			.full = SIM_DEED_BYE,
+			.max_sessions = 50,
+			.deeds = s->b0,
+		};
+
+		p->world.backends[i] = sim_backend_new(p->world.sim,
+						       p->world.check, &config);
+	}
+	world_run(&p->world, PROBING_US);
+	sim_backend_deeds(p->world.backends[0], s->b0, SCENE_DEEDS);
+	sim_backend_deeds(p->world.backends[1], s->b1, SCENE_DEEDS);
+	return true;
+}
+
+static void enter(struct play *p)
+{
+	const struct scene *s = p->scene;
+
+	if (s->faults.window_max > 0 || s->faults.cut > 0 ||
+	    s->faults.accept_error > 0 || s->faults.wall_jump > 0) {
+		struct sim_faults faults = s->faults;
+
+		if (faults.window_max == 0) {
+			faults.window_min = smooth.window_min;
+			faults.window_max = smooth.window_max;
+		}
+		sim_faults_set(p->world.sim, &faults);
+	}
+	for (unsigned i = 0; i < SCENE_TALKS && s->talk[i] != NULL; i++) {
+		char host[64];
+
+		snprintf(host, sizeof(host), "198.51.100.%u", i + 1);
+		union sim_addr from = sim_addr_make(or_usual(s->from[i], host),
+						    0);
+		union sim_addr to = sim_addr_make(from.sa.sa_family == AF_INET6
+							  ? "2001:db8::1"
+							  : WORLD_LISTEN,
+						  25);
+
+		p->talks[i] = sim_talk_new(p->world.sim, s->talk[i], &from, &to,
+					   on_words, p);
+	}
+}
+
+static void check_end(struct play *p)
+{
+	struct world *w = &p->world;
+	const struct scene *s = p->scene;
+	const int takes[BACKENDS] = { s->b0_takes, s->b1_takes };
+
+	for (unsigned i = 0; i < BACKENDS; i++) {
+		unsigned taken = sim_backend_accepted(w->backends[i]);
+
+		if (takes[i] >= 0 && taken != (unsigned)takes[i])
+			sim_violation(w->sim,
+				      "b%u took %u messages, %d expected", i,
+				      taken, takes[i]);
+	}
+	if (s->log != NULL && !p->logged)
+		sim_violation(w->sim, "\"%s\" is not in the log", s->log);
+}
+
+static void act(struct play *p)
+{
+	struct world *w = &p->world;
+
+	enter(p);
+	if (!world_run_until(w, SCENE_US, talks_done)) {
+		for (unsigned i = 0; i < SCENE_TALKS; i++) {
+			if (p->talks[i] != NULL && !sim_talk_done(p->talks[i]))
+				sim_violation(w->sim,
+					      "client %u waits for ever at "
+					      "\"%s\"",
+					      i, sim_talk_step(p->talks[i]));
+		}
+	}
+	sim_faults_set(w->sim, &smooth);
+	world_run(w, sim_now_us(w->sim) + 5 * SIM_SECOND);
+	check_end(p);
+	for (unsigned i = 0; i < BACKENDS; i++)
+		sim_backend_heal(w->backends[i]);
+	if (w->running > 0 &&
+	    !world_run_until(w, sim_now_us(w->sim) + CALM_US, world_is_quiet))
+		sim_violation(w->sim, "not all comes home: %s",
+			      world_unrest(w));
+	if (sim_failed(w->sim) == NULL && !world_drain(w, DRAIN_US))
+		sim_violation(w->sim, "the drain does not end: %s",
+			      world_unrest(w));
+	if (sim_failed(w->sim) == NULL)
+		world_check_books(w);
+}
+
+static bool play(const struct scene *scene, FILE *trace)
+{
+	struct play *p = calloc(1, sizeof(*p));
+
+	if (p == NULL)
+		abort();
+	p->scene = scene;
+	playing = p;
+	if (raise_curtain(p, trace))
+		act(p);
+	const char *why = sim_failed(p->world.sim);
+	printf("%s %-24s %-4s %s\n", why == NULL ? "ok  " : "FAIL", scene->name,
+	       scene->row, scene->about);
+	if (why != NULL)
+		printf("     %s\n", why);
+	for (unsigned i = 0; i < SCENE_TALKS; i++)
+		sim_talk_free(&p->talks[i]);
+	bool passed = why == NULL;
+	world_free(&p->world);
+	free(p);
+	playing = NULL;
+	return passed;
+}
+
 bool cases_run(const char *name, bool trace)
 {
-	(void)name;
-	(void)trace;
-	printf("0 passed, 0 failed\n");
-	return true;
+	unsigned passed = 0, failed = 0;
+
+	for (size_t i = 0; i < scene_count; i++) {
+		if (name != NULL && strcmp(scenes[i].name, name) != 0)
+			continue;
+		if (play(&scenes[i], trace ? stdout : NULL))
+			passed++;
+		else
+			failed++;
+	}
+	printf("%u passed, %u failed\n", passed, failed);
+	return failed == 0 && passed > 0;
 }

@@ -305,11 +305,13 @@ static int do_mutations(void)
 	for (unsigned bug = 1; bug < MUTATE_BUGS; bug++) {
 		uint64_t seed = 1;
 
+		/* The bug must show, and nothing without it. */
 		while (seed <= MUTATION_SEEDS &&
-		       !bug_shows(seed, bug, why, sizeof(why)))
+		       (bug_shows(seed, MUTATE_NONE, why, sizeof(why)) ||
+			!bug_shows(seed, bug, why, sizeof(why))))
 			seed++;
 		if (seed <= MUTATION_SEEDS) {
-			printf("ok   %s: caught by seed %" PRIu64 ": %s\n",
+			printf("ok   %s: caught by seed %" PRIu64 ": %.120s\n",
 			       mutate_name(bug), seed, why);
 			passed++;
 		} else {

@@ -22,7 +22,8 @@ enum reading { READ_COMMANDS, READ_DATA, READ_CHUNK, READ_NOTHING };
 struct saying {
 	struct saying *next;
 	int64_t at_us;
-	struct check_message *final; /* the reply to its end of data, or NULL */
+	bool final;                    /* the reply to an end of data */
+	struct check_message *message; /* of it, if it is in the ledger */
 	unsigned code;
 	bool bye;   /* close behind it */
 	bool reset; /* by a reset */
@@ -141,11 +142,10 @@ static bool say_now(struct conn *c, const struct saying *s)
 		c->greet_due = false;
 	else if (s->last && c->due > 0)
 		c->due--;
-	if (s->final != NULL) {
-		check_final(c->backend->check, s->final, s->code);
-		if (s->code < 300)
-			c->backend->accepted++;
-	}
+	if (s->final && s->message != NULL)
+		check_final(c->backend->check, s->message, s->code);
+	if (s->final && s->code / 100 == 2)
+		c->backend->accepted++;
 	if (bye)
 		conn_close(c, reset);
 	return bye;
@@ -492,8 +492,10 @@ static void body_ends(struct conn *c)
 	struct saying *s = reply(c, SIM_STAGE_EOD,
 				 "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
 				 b->config.index, mark_of(c), b->config.index);
-	if (s != NULL)
-		s->final = m;
+	if (s != NULL) {
+		s->final = true;
+		s->message = m;
+	}
 	if (c->reading != READ_NOTHING)
 		c->reading = READ_COMMANDS;
 	transaction_clear(c);

@@ -173,7 +173,7 @@ void check_body_end(struct check *check, struct check_message *m,
 
 void check_final(struct check *check, struct check_message *m, unsigned code)
 {
-	if (code < 300) {
+	if (code / 100 == 2) {
 		m->accepts++;
 		check->totals.accepted++;
 	} else {
@@ -214,9 +214,13 @@ static bool same_host(const union sim_addr *a, const union sim_addr *b)
 	return memcmp(&a->in6.sin6_addr, &b->in6.sin6_addr, 8) == 0; /* /64 */
 }
 
+/*
+ * A session that is over may still have its last words under way to a client
+ * that does not read: it is not counted any more.
+ */
 static bool is_session(const struct sim_io_row *row)
 {
-	return row->accepted && row->greeted && !row->ended &&
+	return row->accepted && row->greeted && !row->ended && !row->stuck &&
 	       row->peer != NULL && row->peer->sa.sa_family != AF_UNIX;
 }
 

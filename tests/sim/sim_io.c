@@ -341,6 +341,7 @@ struct io *io_open(const struct io_config *config, char error[IO_ERROR_SIZE])
 		pool_init(&io->pools[i], (enum io_pool)i, config->buffers[i]);
 	io->now_ms = sim_now_us(io->sim) / SIM_MS + 1;
 	io->deadline_ms = INT64_MAX;
+	io->timed_out = true; /* its owner has not asked yet */
 	return io;
 }
 
@@ -615,6 +616,7 @@ static void row_fill(const struct sock *s, struct sim_io_row *row)
 		.adopted = s->owner != NULL,
 		.ended = s->ended,
 		.greeted = s->greeted,
+		.stuck = s->unsent > 0,
 		.quiet_since_us = s->quiet_since_us,
 	};
 	if (s->end != NULL) {

@@ -38,6 +38,7 @@ struct sim_io_row {
 	bool adopted;           /* has an owner */
 	bool ended;             /* shut down, closed or reset by us */
 	bool greeted;           /* accepted: our first octets were "220" */
+	bool stuck;             /* octets wait to be sent */
 	int64_t quiet_since_us; /* the last octet in either direction */
 	const union sim_addr *peer;
 	const union sim_addr *local;

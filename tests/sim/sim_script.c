@@ -464,6 +464,7 @@ static void write_clumsy(struct writer *w)
 		"QUIT later",
 	};
 	char text[SIM_TEXT_MAX];
+	bool behind_data = false;
 
 	w->script->pipelines = sim_chance(w->sim, 500);
 	write_ehlo(w);
@@ -471,18 +472,23 @@ static void write_clumsy(struct writer *w)
 		if (sim_chance(w->sim, 100)) {
 			memset(text, 'x', 600);
 			text[600] = '\0';
-			line(w, SIM_REPLY_ANY, "NOOP %s", text);
+			line(w, SIM_REPLY_ANY, "NOOP %s", text)->alone =
+				behind_data;
+			behind_data = false;
 			continue;
 		}
 		const char *words =
 			mistakes[sim_below(w->sim, COUNT(mistakes))];
 		struct sim_step *step = line(w, SIM_REPLY_ANY, "%s", words);
 
+		/* DATA ends a group (RFC 2920, section 3.1). */
+		step->alone = behind_data;
+		behind_data = strcmp(words, "DATA") == 0;
 		/* The chunk has no CRLF behind it. */
 		if (words[0] == 'B')
 			step->text_len -= 2;
 	}
-	line(w, SIM_REPLY_QUIT, "QUIT");
+	line(w, SIM_REPLY_QUIT, "QUIT")->alone = behind_data;
 }
 
 static void write_deaf(struct writer *w)

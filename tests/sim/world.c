@@ -368,10 +368,15 @@ static bool all_ended(struct world *w)
 	return w->running == 0;
 }
 
-bool world_drain(struct world *w, int64_t within_us)
+void world_drain_begin(struct world *w)
 {
 	w->weir.draining = true;
 	wake_all(w);
+}
+
+bool world_drain(struct world *w, int64_t within_us)
+{
+	world_drain_begin(w);
 	return world_run_until(w, sim_now_us(w->sim) + within_us, all_ended);
 }
 

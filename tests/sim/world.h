@@ -25,7 +25,7 @@ enum {
 	WORLD_WORKERS_MAX = 3,
 	WORLD_BACKENDS_MAX = 8,
 	WORLD_CLIENTS_MAX = 128,
-	WORLD_CONFIG_MAX = 8192,
+	WORLD_CONFIG_MAX = 3500,
 	WORLD_WHY_MAX = 1200,
 };
 
@@ -85,7 +85,9 @@ bool world_clients_done(struct world *w);
 
 /* A new configuration, as at a reload.  False: it is refused. */
 bool world_reload(struct world *w, const char *config_text);
-/* As SIGTERM does; true: weir ended in time. */
+/* As SIGTERM does. */
+void world_drain_begin(struct world *w);
+/* The same; true: weir ended in time. */
 bool world_drain(struct world *w, int64_t within_us);
 
 /* The books must balance: at the end, when all workers have ended. */

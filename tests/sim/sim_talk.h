@@ -1,0 +1,45 @@
+#ifndef SIM_TALK_H
+#define SIM_TALK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tests/sim/sim_net.h"
+
+/*
+ * A client that follows a script to the letter and reads exactly what the
+ * script says.  One line, one step:
+ *
+ *	later N      (the first line) come N milliseconds later
+ *	> TEXT       say TEXT and CRLF
+ *	>> TEXT      say TEXT as it is; \r \n \0 \\ and \xHH are octets
+ *	many N TEXT  say TEXT N times, as it is
+ *	body N       say N octets of lines
+ *	< TEXT       read a whole reply whose last line begins with TEXT
+ *	reads N TEXT read N such replies
+ *	has TEXT     the last reply has TEXT in it
+ *	not TEXT     the last reply has no TEXT in it
+ *	wait N       for N milliseconds
+ *	eof          read the end of the stream, and nothing before it
+ *	gone         the connection ends, whatever comes before
+ *	slow N       from now on say an octet in N milliseconds
+ *	deaf         read no more
+ *	fin rst close
+ *	! WORDS      tell the scene: WORDS, as many as it knows
+ */
+
+struct sim_talk;
+
+typedef void sim_talk_fn(void *owner, const char *words);
+
+struct sim_talk *sim_talk_new(struct sim *sim, const char *script,
+			      const union sim_addr *from,
+			      const union sim_addr *to, sim_talk_fn *fn,
+			      void *owner);
+void sim_talk_free(struct sim_talk **talk);
+
+bool sim_talk_done(const struct sim_talk *talk);
+/* The step it stands at, for a report. */
+const char *sim_talk_step(const struct sim_talk *talk);
+
+#endif
