@@ -277,8 +277,12 @@ void client_kill(struct worker *w, struct client *c);
 bool server_bind(struct worker *w, struct client *c,
 		 struct session_event *event);
 
-/* For the bound server of a client: */
-void server_command(struct worker *w, struct server *v, const char *text,
+/*
+ * For the bound server of a client.  server_command() is false for want of a
+ * buffer: then nothing more may be sent there, least of all a body, which
+ * would be read as commands.
+ */
+bool server_command(struct worker *w, struct server *v, const char *text,
 		    size_t len, enum busy_stage stage);
 void server_sent(struct worker *w, struct server *v, enum busy_stage stage);
 void server_flush(struct worker *w, struct server *v);

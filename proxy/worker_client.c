@@ -233,6 +233,8 @@ static void body(struct worker *w, struct client *c,
 	struct server *v = c->server;
 
 	assert(v != NULL);
+	if (c->starved)
+		return;
 	if (!work_queue_move(w, &c->in, &v->out, act->len)) {
 		c->starved = true;
 		return;
@@ -266,8 +268,9 @@ static bool perform(struct worker *w, struct client *c,
 			more = !server_bind(w, c, next);
 			break;
 		case SESSION_DO_COMMAND:
-			server_command(w, c->server, act->text, act->len,
-				       act->stage);
+			if (!server_command(w, c->server, act->text, act->len,
+					    act->stage))
+				c->starved = true;
 			break;
 		case SESSION_DO_BODY:
 			body(w, c, act);

@@ -577,16 +577,13 @@ bool server_bind(struct worker *w, struct client *c,
 
 /* ---- what the session orders ---- */
 
-void server_command(struct worker *w, struct server *v, const char *text,
+bool server_command(struct worker *w, struct server *v, const char *text,
 		    size_t len, enum busy_stage stage)
 {
-	if (!work_queue_text(w, &v->out, IO_SMALL, text, len)) {
-		/* Without its command no reply will come. */
-		v->upstream.deadline_ms = w->now_ms;
-		set_timer(w, v);
-		return;
-	}
+	if (!work_queue_text(w, &v->out, IO_SMALL, text, len))
+		return false;
 	server_sent(w, v, stage);
+	return true;
 }
 
 void server_sent(struct worker *w, struct server *v, enum busy_stage stage)
