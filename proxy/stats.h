@@ -30,11 +30,13 @@
 	COUNTER(messages_smuggled, messages, "refused for a bare CR, LF, NUL") \
 	COUNTER(messages_aborted, messages, "client went in mid-body")         \
 	COUNTER(messages_unknown, messages, "no final reply from the backend") \
-	COUNTER(messages_unread, messages, "2xx that the client did not await")\
+	COUNTER(messages_unread, messages,                                     \
+		"2xx that the client did not await")                           \
 	COUNTER(rate_limited, replies, "450 for message or recipient rates")   \
 	COUNTER(unavailable, replies, "451 since no backend had room")         \
 	COUNTER(failovers, attempts, "backends replaced unseen by the client") \
-	COUNTER(tarpitted, replies, "error replies that were followed by rest")\
+	COUNTER(tarpitted, replies,                                            \
+		"error replies that were followed by rest")                    \
 	COUNTER(octets_in, octets, "received from clients")                    \
 	COUNTER(octets_out, octets, "sent to clients")                         \
 	COUNTER(backend_connects, connections, "begun to backends, no probes") \
@@ -83,7 +85,8 @@ static inline void stats_add(_Atomic uint64_t *counter, uint64_t n)
 	CLOSE(QUIT, quit, "the client said QUIT")                              \
 	CLOSE(CLIENT_CLOSED, client_closed, "the client ended the stream")     \
 	CLOSE(CLIENT_RESET, client_reset, "the client reset the connection")   \
-	CLOSE(CLIENT_TIMEOUT, client_timeout, "the client was silent too long")\
+	CLOSE(CLIENT_TIMEOUT, client_timeout,                                  \
+	      "the client was silent too long")                                \
 	CLOSE(CLIENT_STUCK, client_stuck, "the client did not read")           \
 	CLOSE(SESSION_TIME, session_time, "the session took too long in all")  \
 	CLOSE(ERRORS, errors, "too many errors")                               \
@@ -98,7 +101,8 @@ static inline void stats_add(_Atomic uint64_t *counter, uint64_t n)
 	CLOSE(UNAVAILABLE, unavailable, "refused: no backend for some time")   \
 	CLOSE(BACKEND_421, backend_421, "the backend's own 421 was relayed")   \
 	CLOSE(DRAIN, drain, "weir is shutting down")                           \
-	CLOSE(KILLED, killed, "cut at the end of the drain, or by an operator")\
+	CLOSE(KILLED, killed,                                                  \
+	      "cut at the end of the drain, or by an operator")                \
 	CLOSE(NO_BUFFERS, no_buffers, "no buffer for a reply")
 
 #define STATS_CLOSE_ENUM(NAME, name, help) STATS_CLOSE_##NAME,
