@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import smtplib
 import socket
 import subprocess
@@ -21,6 +22,18 @@ SUM_RANGE = 1 << 256  # "combined" is a sum of SHA-256s
 
 class Trouble(Exception):
     """Something did not start or did not answer: no result is possible."""
+
+
+class Stopped(Exception):
+    """SIGTERM came."""
+
+
+def stop_when_told():
+    """SIGTERM stops what was started, too."""
+    def stop(*_):
+        raise Stopped
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def program(name):
@@ -254,7 +267,8 @@ class Weir(Process):
         self.sections = sections
         self.path = place.file(name + ".ini")
 
-    def configure(self):
+    def configure(self, without=None):
+        """Write weir.ini; the MTA named is left out."""
         weir = {"hostname": "mx.test", "control_socket": self.socket,
                 "log": self.log, **self.sections.get("weir", {})}
         parts = [("weir", weir), ("listener in",
@@ -265,8 +279,9 @@ class Weir(Process):
             text += f"[{section}]\n"
             text += "".join(f"{k} = {v}\n" for k, v in keys.items())
         for mta in self.sink.mtas:
-            text += (f"[backend {mta['name']}]\n"
-                     f"address = 127.0.0.1:{mta['port']}\n{self.backend}\n")
+            if mta["name"] != without:
+                text += (f"[backend {mta['name']}]\naddress = "
+                         f"127.0.0.1:{mta['port']}\n{self.backend}\n")
         self.place.write(self.name + ".ini", text)
 
     def argv(self):

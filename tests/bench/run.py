@@ -413,10 +413,14 @@ def measure(options):
 def main():
     sys.stdout.reconfigure(line_buffering=True)
     options = arguments()
+    farm.stop_when_told()
     try:
         facts = measure(options)
     except farm.Trouble as trouble:
         print(f"bench: {trouble}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, farm.Stopped):
+        print("stopped", file=sys.stderr)
         return 1
     values = {name: m["values"] for name, m in facts["metrics"].items()}
     print_values(values)
