@@ -68,7 +68,7 @@ static void set_deadline(struct session *s, const struct session_env *env,
 }
 
 /* The client's turn: its time runs until the whole of the next command. */
-void session_await(struct session *s, const struct session_env *env)
+static void await_command(struct session *s, const struct session_env *env)
 {
 	const struct config_timeouts *t = &env->config->timeouts;
 
@@ -91,7 +91,7 @@ void session_stress(struct session *s, const struct session_env *env)
 						    : t->command_ms));
 }
 
-static void await_body(struct session *s, const struct session_env *env)
+void session_await_body(struct session *s, const struct session_env *env)
 {
 	set_deadline(s, env, env->now_ms + env->config->timeouts.data_ms);
 }
@@ -128,15 +128,50 @@ void session_end_message(struct session *s, struct session_plan *plan,
 	session_add(plan, SESSION_DO_LOG);
 }
 
+/* How far a transaction had come that ends without a reply. */
+static enum busy_stage stage_of(enum session_state state)
+{
+	switch (state) {
+	case SESSION_BINDING:
+		return BUSY_STAGE_TCP;
+	case SESSION_MAIL:
+		return BUSY_STAGE_MAIL;
+	case SESSION_DATA:
+		return BUSY_STAGE_DATA;
+	case SESSION_BODY:
+	case SESSION_CHUNK:
+	case SESSION_FINAL:
+		return BUSY_STAGE_EOD;
+	case SESSION_GREETING:
+	case SESSION_COMMAND:
+	case SESSION_CLOSED:
+	case SESSION_STATES:
+		break;
+	}
+	return BUSY_STAGE_IDLE;
+}
+
+void session_abandon(struct session *s, struct session_plan *plan)
+{
+	const struct session_message *m = &s->message;
+	bool broken = s->transaction == SESSION_MAIL_BROKEN || s->chunk_failed;
+
+	session_part(s, plan);
+	if (s->state == SESSION_FINAL)
+		s->message.unknown = true;
+	if (broken || (m->rcpts_ok == 0 && m->code != 0))
+		session_end_message(s, plan, m->stage, m->class, m->code);
+	else
+		session_end_message(s, plan, stage_of(s->state), BUSY_OK, 0);
+}
+
 static void close_with(struct session *s, struct session_plan *plan,
 		       enum session_do how, enum stats_close reason)
 {
-	bool mid = s->transaction != SESSION_NO_MAIL ||
-		   s->state == SESSION_BINDING || s->state == SESSION_MAIL;
-
-	session_part(s, plan);
-	if (mid)
-		session_end_message(s, plan, BUSY_STAGE_IDLE, BUSY_OK, 0);
+	if (s->transaction != SESSION_NO_MAIL || s->state == SESSION_BINDING ||
+	    s->state == SESSION_MAIL)
+		session_abandon(s, plan);
+	assert(!s->bound);
 	s->state = SESSION_CLOSED;
 	s->deadline_ms = INT64_MAX;
 	s->reason = reason;
@@ -164,21 +199,39 @@ void session_kill(struct session *s, struct session_plan *plan,
 	abort_session(s, plan, reason);
 }
 
-/* Back to commands, or out if weir is shutting down. */
+void session_turn(struct session *s, const struct session_env *env,
+		  struct session_plan *plan)
+{
+	assert(s->state == SESSION_COMMAND);
+	if (s->client_gone) {
+		session_finish(s, plan, STATS_CLOSE_CLIENT_RESET);
+	} else if (s->eof) {
+		session_finish(s, plan, STATS_CLOSE_CLIENT_CLOSED);
+	} else if (env->draining && s->transaction != SESSION_MAIL_OPEN) {
+		session_say(plan, SESSION_TEXT_DRAIN);
+		session_finish(s, plan, STATS_CLOSE_DRAIN);
+	} else {
+		await_command(s, env);
+	}
+}
+
+/* Back to commands. */
 static void next_command(struct session *s, const struct session_env *env,
 			 struct session_plan *plan)
 {
 	s->state = SESSION_COMMAND;
 	s->swallow = false;
 	s->note_len = 0;
-	if (s->client_gone) {
-		session_finish(s, plan, STATS_CLOSE_CLIENT_RESET);
-	} else if (env->draining) {
-		session_say(plan, SESSION_TEXT_DRAIN);
-		session_finish(s, plan, STATS_CLOSE_DRAIN);
-	} else {
-		session_await(s, env);
-	}
+	session_turn(s, env, plan);
+}
+
+bool session_count_error(struct session *s, const struct session_env *env)
+{
+	s->errors++;
+	stats_add(&env->stats->errors, 1);
+	if (s->ticket.held)
+		admission_error(env->admission, &s->ticket);
+	return s->errors <= env->config->admission.max_errors;
 }
 
 /*
@@ -188,22 +241,18 @@ static void next_command(struct session *s, const struct session_env *env,
 void session_error(struct session *s, const struct session_env *env,
 		   struct session_plan *plan, const char *text)
 {
-	const struct config_admission *limits = &env->config->admission;
+	int64_t tarpit_ms = env->config->admission.tarpit_ms;
 
-	s->errors++;
-	stats_add(&env->stats->errors, 1);
-	if (s->ticket.held)
-		admission_error(env->admission, &s->ticket);
-	if (s->errors > limits->max_errors) {
-		session_say(plan, "421 4.7.0 Too many errors, closing\r\n");
+	if (!session_count_error(s, env)) {
+		session_say(plan, SESSION_TEXT_ERRORS);
 		session_finish(s, plan, STATS_CLOSE_ERRORS);
 		return;
 	}
 	session_say(plan, text);
-	if (limits->tarpit_ms > 0) {
+	if (tarpit_ms > 0) {
 		stats_add(&env->stats->tarpitted, 1);
 		s->resting = true;
-		s->deadline_ms = env->now_ms + limits->tarpit_ms;
+		set_deadline(s, env, env->now_ms + tarpit_ms);
 	}
 }
 
@@ -260,8 +309,8 @@ static void early_talk(struct session *s, const struct session_env *env,
 
 /* ---- lines ---- */
 
-static void foreign(struct session *s, const struct session_env *env,
-		    struct session_plan *plan)
+void session_foreign(struct session *s, const struct session_env *env,
+		     struct session_plan *plan)
 {
 	stats_add(&env->stats->errors, 1);
 	session_say(plan,
@@ -378,9 +427,11 @@ static void command_octets(struct session *s, const struct session_env *env,
 	}
 	if (ev->len == 0)
 		return;
-	if (s->due == 0 && smtp_line_is_binary(ev->data, ev->len)) {
+	if (smtp_line_is_binary(ev->data, ev->len)) {
+		if (s->due > 0)
+			return;
 		plan->consumed = ev->len;
-		foreign(s, env, plan);
+		session_foreign(s, env, plan);
 		return;
 	}
 	line_octets(s, env, ev, plan);
@@ -388,49 +439,105 @@ static void command_octets(struct session *s, const struct session_env *env,
 
 /* ---- bodies ---- */
 
-/* Keep a reply until the client has said all it is going to say. */
+/*
+ * Keep a reply until the client has said all it is going to say.  It lies in
+ * line[]: no line is gathered before the body or the chunk is over.
+ */
 static void note(struct session *s, const char *text, size_t len)
 {
-	if (len > SESSION_NOTE_MAX)
-		len = SESSION_NOTE_MAX;
+	assert(s->line_len == 0 || !s->line_ready);
+	assert(len <= SESSION_NOTE_MAX);
 	memcpy(s->line, text, len);
 	s->note_len = (unsigned)len;
 }
 
-static void note_text(struct session *s, const char *text)
+/* Is this 421 about the client?  Then it is passed, and obeyed. */
+static bool is_obeyed(const struct session_event *ev)
 {
-	note(s, text, strlen(text));
+	return ev->code == 421 &&
+	       (ev->class == BUSY_SESSION || ev->class == BUSY_POLICY);
 }
 
-/* The rest of this body goes nowhere, and the backend must not store it. */
-static void give_up_body(struct session *s, struct session_plan *plan,
-			 const char *text)
+/* What the client reads for the backend's code: we live on. */
+static unsigned code_for_client(const struct session_event *ev)
 {
-	if (s->swallow)
+	return ev->code == 421 && !is_obeyed(ev) ? 451 : ev->code;
+}
+
+#define LOST_TEXT "451 4.3.0 The mail server was lost, please try again\r\n"
+
+/* Keep the backend's own words; the code is that of every line. */
+static void note_reply(struct session *s, const struct session_event *ev)
+{
+	unsigned code = code_for_client(ev);
+	bool at_start = true;
+
+	if (ev->len > SESSION_NOTE_MAX) {
+		note(s, LOST_TEXT, strlen(LOST_TEXT));
 		return;
+	}
+	note(s, ev->data, ev->len);
+	for (size_t i = 0; code != ev->code && i + 3 < ev->len; i++) {
+		if (at_start)
+			memcpy(s->line + i, "451", 3);
+		at_start = s->line[i] == '\n';
+	}
+}
+
+/*
+ * The rest of this body goes nowhere, and the backend must not store it.
+ * What the client will read at its end is to be noted by the caller.
+ */
+static void stop_body(struct session *s, struct session_plan *plan,
+		      enum busy_stage stage, enum busy_class class)
+{
+	assert(!s->swallow);
 	if (s->bound)
 		session_add(plan, SESSION_DO_RESET);
 	s->bound = false;
 	s->swallow = true;
-	note_text(s, text);
+	s->message.stage = stage;
+	s->message.class = class;
 }
 
-/* The body's or chunk's end was swallowed: now the client may hear why. */
-static void say_note(struct session *s, const struct session_env *env,
-		     struct session_plan *plan)
+static void refuse_body(struct session *s, struct session_plan *plan,
+			enum busy_class class, const char *text)
 {
-	struct session_act *act;
+	stop_body(s, plan, BUSY_STAGE_EOD, class);
+	note(s, text, strlen(text));
+}
+
+/* A reply of our own or the backend's whose time has come. */
+static unsigned say_note(struct session *s, struct session_plan *plan)
+{
+	struct session_act *act = session_add(plan, SESSION_DO_SAY);
 	unsigned code = 0;
 
 	assert(s->note_len >= 3);
-	memcpy(plan->scratch, s->line, s->note_len);
-	act = session_add(plan, SESSION_DO_SAY);
-	act->text = plan->scratch;
+	act->text = s->line;
 	act->len = s->note_len;
 	for (unsigned i = 0; i < 3; i++)
-		code = code * 10 + (unsigned)(plan->scratch[i] - '0');
-	session_end_message(s, plan, BUSY_STAGE_EOD, BUSY_OK, code);
-	next_command(s, env, plan);
+		code = code * 10 + (unsigned)(s->line[i] - '0');
+	return code;
+}
+
+/* The body's or the message's end was swallowed: now the client hears why. */
+static void end_swallowed(struct session *s, const struct session_env *env,
+			  struct session_plan *plan)
+{
+	unsigned code = say_note(s, plan);
+
+	s->state = SESSION_COMMAND;
+	session_part(s, plan);
+	stats_add(&env->stats->messages_refused, 1);
+	session_end_message(s, plan, s->message.stage, s->message.class, code);
+	if (code == 421)
+		session_finish(s, plan,
+			       s->errors > env->config->admission.max_errors
+				       ? STATS_CLOSE_ERRORS
+				       : STATS_CLOSE_BACKEND_421);
+	else
+		next_command(s, env, plan);
 }
 
 uint64_t session_size_limit(const struct session *s,
@@ -442,6 +549,9 @@ uint64_t session_size_limit(const struct session *s,
 		limit = env->offer_size;
 	return limit;
 }
+
+/* ".\r\n", which no SIZE counts (RFC 1870, section 3). */
+enum { DATA_END_LEN = 3 };
 
 static void body_octets(struct session *s, const struct session_env *env,
 			const struct session_event *ev,
@@ -458,12 +568,13 @@ static void body_octets(struct session *s, const struct session_env *env,
 	s->message.flaws = s->body.flaws;
 	if (s->body.flaws != 0 && !s->swallow) {
 		stats_add(&env->stats->messages_smuggled, 1);
-		give_up_body(s, plan,
-			     "550 5.6.11 Bare CR, bare LF or NUL in the "
-			     "message\r\n");
-	} else if (limit > 0 && s->body.octets > limit && !s->swallow) {
-		give_up_body(s, plan,
-			     "552 5.3.4 Message larger than allowed\r\n");
+		refuse_body(s, plan, BUSY_OK,
+			    "550 5.6.11 Bare CR, bare LF or NUL in the "
+			    "message\r\n");
+	} else if (limit > 0 && s->body.octets > limit + DATA_END_LEN &&
+		   !s->swallow) {
+		refuse_body(s, plan, BUSY_OK,
+			    "552 5.3.4 Message larger than allowed\r\n");
 	}
 	if (!s->swallow) {
 		struct session_act *act = session_add(plan, SESSION_DO_BODY);
@@ -472,9 +583,9 @@ static void body_octets(struct session *s, const struct session_env *env,
 		act->stage = s->body.ended ? BUSY_STAGE_EOD : BUSY_STAGE_IDLE;
 	}
 	if (!s->body.ended) {
-		await_body(s, env);
+		session_await_body(s, env);
 	} else if (s->swallow) {
-		say_note(s, env, plan);
+		end_swallowed(s, env, plan);
 	} else {
 		s->message.end_ms = env->now_ms;
 		s->state = SESSION_FINAL;
@@ -485,25 +596,23 @@ static void body_octets(struct session *s, const struct session_env *env,
 
 /*
  * A chunk that went nowhere is over: its reply is due.  The last one takes the
- * transaction with it, unless it was refused for want of one.
+ * transaction with it, if there is one.
  */
 static void chunk_swallowed(struct session *s, const struct session_env *env,
 			    struct session_plan *plan)
 {
-	struct session_act *act;
+	unsigned code;
 
-	if (s->chunk_last &&
-	    (s->transaction == SESSION_MAIL_BROKEN || s->chunk_failed)) {
-		s->state = SESSION_COMMAND;
-		session_part(s, plan);
-		say_note(s, env, plan);
+	if (s->transaction != SESSION_NO_MAIL &&
+	    (s->chunk_last || memcmp(s->line, "421", 3) == 0)) {
+		end_swallowed(s, env, plan);
 		return;
 	}
-	memcpy(plan->scratch, s->line, s->note_len);
-	act = session_add(plan, SESSION_DO_SAY);
-	act->text = plan->scratch;
-	act->len = s->note_len;
-	next_command(s, env, plan);
+	code = say_note(s, plan);
+	if (code == 421)
+		session_finish(s, plan, STATS_CLOSE_ERRORS);
+	else
+		next_command(s, env, plan);
 }
 
 /* The last octet of a chunk has gone by (or there was none: BDAT 0 LAST). */
@@ -537,8 +646,9 @@ static void chunk_octets(struct session *s, const struct session_env *env,
 		n = (size_t)s->chunk_left;
 	plan->consumed = n;
 	s->chunk_left -= n;
-	s->message.octets += n;
 	if (!s->swallow) {
+		s->message.octets += n;
+
 		struct session_act *act = session_add(plan, SESSION_DO_BODY);
 
 		/* Its reply was asked for when BDAT was sent. */
@@ -546,7 +656,7 @@ static void chunk_octets(struct session *s, const struct session_env *env,
 		act->stage = BUSY_STAGE_IDLE;
 	}
 	if (s->chunk_left > 0)
-		await_body(s, env);
+		session_await_body(s, env);
 	else
 		session_chunk_done(s, env, plan);
 }
@@ -561,6 +671,11 @@ static void octets(struct session *s, const struct session_env *env,
 		return;
 	case SESSION_COMMAND:
 		command_octets(s, env, ev, plan);
+		/* A step that neither acts nor consumes has to wait; one of a
+		 * BDAT that waited and was then refused has not. */
+		if (s->state == SESSION_CHUNK && plan->count == 0 &&
+		    plan->consumed == 0)
+			chunk_octets(s, env, ev, plan);
 		return;
 	case SESSION_DATA:
 		if (ev->len > 0)
@@ -619,7 +734,8 @@ static void client_ended(struct session *s, const struct session_env *env,
 		return;
 	case SESSION_BODY:
 	case SESSION_CHUNK:
-		stats_add(&env->stats->messages_aborted, 1);
+		if (s->transaction != SESSION_NO_MAIL)
+			stats_add(&env->stats->messages_aborted, 1);
 		abort_session(s, plan, reason);
 		return;
 	case SESSION_GREETING:
@@ -670,7 +786,7 @@ static void timed_out(struct session *s, const struct session_env *env,
 		reason = STATS_CLOSE_SESSION_TIME;
 	if (s->resting && reason == STATS_CLOSE_CLIENT_TIMEOUT) {
 		s->resting = false;
-		session_await(s, env);
+		await_command(s, env);
 		return;
 	}
 	switch (s->state) {
@@ -679,7 +795,7 @@ static void timed_out(struct session *s, const struct session_env *env,
 		return;
 	case SESSION_BINDING:
 		session_add(plan, SESSION_DO_QUIT);
-		no_backend(s, env, plan, BUSY_STAGE_TCP, BUSY_OK);
+		no_backend(s, env, plan, BUSY_STAGE_TCP, BUSY_MAYBE);
 		return;
 	case SESSION_COMMAND:
 	case SESSION_BODY:
@@ -717,6 +833,19 @@ static bool may_try_another(const struct session *s,
 	       env->now_ms < s->binding_ms + env->config->farm.budget_ms;
 }
 
+/* Another backend, unseen by the client; or 451, if there may be none. */
+static void try_another(struct session *s, const struct session_env *env,
+			struct session_plan *plan, enum busy_stage stage,
+			enum busy_class class)
+{
+	if (may_try_another(s, env)) {
+		stats_add(&env->stats->failovers, 1);
+		session_bind(s, env, plan);
+	} else {
+		no_backend(s, env, plan, stage, class);
+	}
+}
+
 static void bound(struct session *s, const struct session_env *env,
 		  const struct session_event *ev, struct session_plan *plan)
 {
@@ -732,16 +861,14 @@ static void bound(struct session *s, const struct session_env *env,
 		/* It offers less than its probes said. */
 		session_add(plan, SESSION_DO_QUIT);
 		s->bound = false;
-		if (may_try_another(s, env))
-			session_bind(s, env, plan);
-		else
-			no_backend(s, env, plan, BUSY_STAGE_EHLO, BUSY_OK);
+		try_another(s, env, plan, BUSY_STAGE_EHLO, BUSY_MISCONF);
 		return;
 	}
 	s->state = SESSION_MAIL;
 	s->deadline_ms = INT64_MAX;
 	s->due = 1;
-	s->transactions++;
+	if (s->message.bound_ms == 0)
+		s->transactions++;
 	s->message.bound_ms = env->now_ms;
 	act = session_add(plan, SESSION_DO_COMMAND);
 	act->stage = BUSY_STAGE_MAIL;
@@ -753,7 +880,7 @@ static void bound(struct session *s, const struct session_env *env,
 static void pass_text(struct session *s, const struct session_env *env,
 		      const struct session_event *ev, struct session_plan *plan)
 {
-	unsigned code = ev->code == 421 ? 451 : ev->code;
+	unsigned code = code_for_client(ev);
 	struct session_act *act = session_add(plan, SESSION_DO_SAY);
 	int n = snprintf(plan->scratch, sizeof(plan->scratch), "%03u %.*s\r\n",
 			 code, (int)(ev->len < 480 ? ev->len : 480), ev->data);
@@ -761,23 +888,138 @@ static void pass_text(struct session *s, const struct session_env *env,
 	act->text = plan->scratch;
 	act->len = (size_t)n;
 	session_end_message(s, plan, ev->stage, ev->class, code);
-	next_command(s, env, plan);
+	if (is_obeyed(ev)) {
+		s->state = SESSION_COMMAND;
+		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
+	} else {
+		next_command(s, env, plan);
+	}
 }
 
 static void unbound(struct session *s, const struct session_env *env,
 		    const struct session_event *ev, struct session_plan *plan)
 {
+	bool hide = busy_within(busy_actions(ev->class)->hide, ev->stage);
+
 	if (s->state != SESSION_BINDING)
 		return;
-	if (ev->more && may_try_another(s, env)) {
-		stats_add(&env->stats->failovers, 1);
-		session_bind(s, env, plan);
-	} else if (ev->len > 0 &&
-		   !busy_within(busy_actions(ev->class)->hide, ev->stage)) {
+	if (ev->more)
+		try_another(s, env, plan, ev->stage, ev->class);
+	else if (ev->len > 0 && ev->code >= 400 && !hide)
 		pass_text(s, env, ev, plan);
-	} else {
+	else
 		no_backend(s, env, plan, ev->stage, ev->class);
+}
+
+/* ---- the backend is lost ---- */
+
+/* It will answer no more: what is still due gets this. */
+static void answer_due(struct session *s, struct session_plan *plan,
+		       const char *text)
+{
+	if (s->due == 0)
+		return;
+	session_say(plan, text);
+	plan->acts[plan->count - 1].times = s->due;
+	s->due = 0;
+}
+
+/* 451 to all that follows, until the client begins anew. */
+static void break_transaction(struct session *s, enum busy_stage stage,
+			      enum busy_class class, unsigned code)
+{
+	assert(!s->bound);
+	s->transaction = SESSION_MAIL_BROKEN;
+	s->message.stage = stage;
+	s->message.class = class;
+	s->message.code = code;
+}
+
+/* The same while a chunk's octets come: its own reply waits for their end. */
+static void answer_chunks(struct session *s, struct session_plan *plan,
+			  const char *text)
+{
+	if (s->due > 0)
+		s->due--;
+	answer_due(s, plan, text);
+}
+
+/* RFC 1047: nobody knows whether the message was stored. */
+static void lose_final(struct session *s, const struct session_env *env,
+		       enum busy_class class, struct session_plan *plan)
+{
+	stats_add(&env->stats->messages_unknown, 1);
+	s->message.unknown = true;
+	answer_due(s, plan,
+		   "451 4.4.2 The mail server was lost before it "
+		   "answered\r\n");
+	session_end_message(s, plan, BUSY_STAGE_EOD, class, 451);
+	next_command(s, env, plan);
+}
+
+/* There is no connection to a backend any more. */
+static void lose(struct session *s, const struct session_env *env,
+		 enum busy_stage stage, enum busy_class class,
+		 struct session_plan *plan)
+{
+	s->bound = false;
+	switch (s->state) {
+	case SESSION_MAIL:
+		s->due = 0;
+		if (s->reused) /* it may just have come to its end */
+			s->message.tries--;
+		try_another(s, env, plan, BUSY_STAGE_MAIL, class);
+		return;
+	case SESSION_COMMAND:
+		answer_due(s, plan, LOST_TEXT);
+		break_transaction(s, stage, class, 451);
+		next_command(s, env, plan);
+		return;
+	case SESSION_DATA:
+		answer_due(s, plan, LOST_TEXT);
+		session_end_message(s, plan, BUSY_STAGE_DATA, class, 451);
+		if (s->premature)
+			session_out_of_step(s, plan);
+		else
+			next_command(s, env, plan);
+		return;
+	case SESSION_BODY:
+		refuse_body(s, plan, class, LOST_TEXT);
+		return;
+	case SESSION_CHUNK:
+		if (s->swallow) {
+			/* Refused by ourselves: that is what counts. */
+			s->transaction = SESSION_MAIL_BROKEN;
+			return;
+		}
+		answer_chunks(s, plan, LOST_TEXT);
+		refuse_body(s, plan, class, LOST_TEXT);
+		break_transaction(s, BUSY_STAGE_EOD, class, 451);
+		return;
+	case SESSION_FINAL:
+		lose_final(s, env, class, plan);
+		return;
+	case SESSION_GREETING:
+	case SESSION_BINDING:
+	case SESSION_CLOSED:
+	case SESSION_STATES:
+		return;
 	}
+}
+
+static void lost(struct session *s, const struct session_env *env,
+		 const struct session_event *ev, struct session_plan *plan)
+{
+	if (s->bound)
+		lose(s, env, ev->stage, ev->class, plan);
+}
+
+/* What it said makes no sense: nothing it says can be believed any more. */
+static void drop(struct session *s, const struct session_env *env,
+		 const struct session_event *ev, struct session_plan *plan)
+{
+	session_add(plan, SESSION_DO_RESET);
+	lose(s, env, ev->stage, ev->class, plan);
 }
 
 /* ---- the backend's replies ---- */
@@ -795,18 +1037,32 @@ static void relay(struct session_plan *plan, unsigned code)
 static bool relay_or_close(struct session *s, const struct session_event *ev,
 			   struct session_plan *plan)
 {
-	if (ev->code != 421) {
-		relay(plan, 0);
+	unsigned code = code_for_client(ev);
+
+	relay(plan, code == ev->code ? 0 : code);
+	if (!is_obeyed(ev))
 		return false;
-	}
-	if (ev->class == BUSY_SESSION || ev->class == BUSY_POLICY) {
-		relay(plan, 0);
-		s->due = 0;
-		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
-		return true;
-	}
-	relay(plan, 451);
-	return false;
+	session_part(s, plan);
+	session_end_message(s, plan, ev->stage, ev->class, code);
+	s->state = SESSION_COMMAND;
+	session_finish(s, plan, STATS_CLOSE_BACKEND_421);
+	return true;
+}
+
+/*
+ * The backend is done with this message; perhaps it takes the next one.  Not
+ * after it refused the last chunk: its transaction may stand open, and MAIL
+ * would be out of order there.
+ */
+static void let_go(struct session *s, const struct session_event *ev,
+		   struct session_plan *plan)
+{
+	bool open = s->message.chunked && ev->code / 100 != 2;
+	bool keep = ev->code != 421 && !busy_actions(ev->class)->retire &&
+		    !open;
+
+	session_add(plan, keep ? SESSION_DO_KEEP : SESSION_DO_QUIT);
+	s->bound = false;
 }
 
 static void mail_replied(struct session *s, const struct session_env *env,
@@ -815,7 +1071,8 @@ static void mail_replied(struct session *s, const struct session_env *env,
 {
 	const struct busy_actions *actions = busy_actions(ev->class);
 	bool hide = busy_within(actions->hide, BUSY_STAGE_MAIL);
-	bool retry = busy_within(actions->retry, BUSY_STAGE_MAIL);
+	bool retry = hide && busy_within(actions->retry, BUSY_STAGE_MAIL) &&
+		     may_try_another(s, env);
 
 	if (ev->code / 100 == 2) {
 		relay(plan, 0);
@@ -831,75 +1088,89 @@ static void mail_replied(struct session *s, const struct session_env *env,
 		session_bind(s, env, plan);
 		return;
 	}
-	if (hide && retry && may_try_another(s, env)) {
+	/* Busy is never for ever, whatever the code. */
+	if (retry || (hide && (actions->own_reply || ev->code >= 500))) {
 		session_part(s, plan);
-		stats_add(&env->stats->failovers, 1);
-		session_bind(s, env, plan);
-		return;
-	}
-	if (hide && actions->own_reply) {
-		session_part(s, plan);
-		no_backend(s, env, plan, BUSY_STAGE_MAIL, ev->class);
+		try_another(s, env, plan, BUSY_STAGE_MAIL, ev->class);
 		return;
 	}
 	if (relay_or_close(s, ev, plan))
 		return;
-	session_add(plan, ev->code == 421 ? SESSION_DO_QUIT : SESSION_DO_KEEP);
-	s->bound = false;
-	session_end_message(s, plan, BUSY_STAGE_MAIL, ev->class, ev->code);
+	let_go(s, ev, plan);
+	session_end_message(s, plan, BUSY_STAGE_MAIL, ev->class,
+			    code_for_client(ev));
 	next_command(s, env, plan);
 }
 
-/* The backend will answer no more: what is still due gets this. */
-static void answer_due(struct session *s, struct session_plan *plan,
-		       const char *text)
+/* A chunk was refused: the message can become nothing whole any more. */
+static void chunk_refused(struct session *s, const struct session_event *ev,
+			  struct session_plan *plan)
 {
-	if (s->due == 0)
+	s->chunk_failed = true;
+	s->message.stage = ev->stage;
+	s->message.class = ev->class;
+	s->message.code = ev->code;
+	if (s->state != SESSION_CHUNK)
 		return;
-	session_say(plan, text);
-	plan->acts[plan->count - 1].times = s->due;
-	s->due = 0;
+	answer_chunks(s, plan, SESSION_TEXT_CHUNK_FAILED);
+	refuse_body(s, plan, ev->class, SESSION_TEXT_CHUNK_FAILED);
+	break_transaction(s, ev->stage, ev->class, ev->code);
 }
 
-#define LOST_TEXT "451 4.3.0 The mail server was lost, please try again\r\n"
+/* The reply to a chunk of which the octets still come. */
+static void chunk_replied_early(struct session *s,
+				const struct session_env *env,
+				const struct session_event *ev,
+				struct session_plan *plan)
+{
+	if (ev->code < 400) {
+		drop(s, env, ev, plan);
+		return;
+	}
+	stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
+	note_reply(s, ev);
+	break_transaction(s, BUSY_STAGE_EOD, ev->class, code_for_client(ev));
+	s->chunk_failed = true;
+}
 
 /* A reply to RCPT, or to a BDAT that was not the last. */
 static void envelope_replied(struct session *s, const struct session_env *env,
 			     const struct session_event *ev,
 			     struct session_plan *plan)
 {
-	if (ev->stage == BUSY_STAGE_RCPT && ev->code / 100 == 2) {
+	bool good = ev->code / 100 == 2;
+
+	if (s->state == SESSION_CHUNK && s->due == 0) {
+		chunk_replied_early(s, env, ev, plan);
+		return;
+	}
+	if (ev->stage == BUSY_STAGE_RCPT && good) {
 		s->message.rcpts_ok++;
 		stats_add(&env->stats->recipients, 1);
+	} else if (!good) {
+		s->message.stage = ev->stage;
+		s->message.class = ev->class;
+		s->message.code = code_for_client(ev);
 	}
-	if (ev->stage == BUSY_STAGE_DATA && ev->code / 100 != 2)
-		s->chunk_failed = true;
 	if (relay_or_close(s, ev, plan))
 		return;
-	if (ev->code == 421 && s->state == SESSION_CHUNK) {
-		/* This chunk's own reply waits until its octets are gone. */
-		s->due--;
-		answer_due(s, plan, LOST_TEXT);
-		give_up_body(s, plan, LOST_TEXT);
-		s->transaction = SESSION_MAIL_BROKEN;
-	} else if (ev->code == 421) {
-		answer_due(s, plan, LOST_TEXT);
-		session_add(plan, SESSION_DO_RESET);
-		s->bound = false;
-		if (s->state == SESSION_FINAL) {
-			session_end_message(s, plan, ev->stage, ev->class, 451);
-			next_command(s, env, plan);
-			return;
-		}
-		s->transaction = SESSION_MAIL_BROKEN;
+	if (ev->code == 421) {
+		drop(s, env, ev, plan);
+		return;
 	}
+	if (ev->stage != BUSY_STAGE_RCPT && !good)
+		chunk_refused(s, ev, plan);
 	if (s->due == 0 && s->state == SESSION_COMMAND)
 		next_command(s, env, plan);
 }
 
-static void out_of_step(struct session *s, struct session_plan *plan)
+void session_out_of_step(struct session *s, struct session_plan *plan)
 {
 	session_say(plan, "554 5.5.0 You sent data before the 354\r\n");
+	if (s->transaction != SESSION_NO_MAIL) {
+		session_part(s, plan);
+		session_end_message(s, plan, BUSY_STAGE_DATA, BUSY_OK, 554);
+	}
 	session_finish(s, plan, STATS_CLOSE_SYNC);
 }
 
@@ -909,27 +1180,30 @@ static void data_replied(struct session *s, const struct session_env *env,
 {
 	if (ev->code / 100 == 3) {
 		if (s->premature) {
-			out_of_step(s, plan);
+			session_out_of_step(s, plan);
 			return;
 		}
 		relay(plan, 0);
 		s->state = SESSION_BODY;
 		s->message.data_ms = env->now_ms;
 		smtp_body_begin(&s->body);
-		await_body(s, env);
+		session_await_body(s, env);
 		return;
 	}
 	if (ev->code / 100 == 2) {
 		/* No reply to DATA is a 2xx: it will not be a delivery. */
-		session_say(plan, LOST_TEXT);
-	} else if (relay_or_close(s, ev, plan)) {
+		s->due++;
+		drop(s, env, ev, plan);
 		return;
 	}
+	if (relay_or_close(s, ev, plan))
+		return;
 	s->state = SESSION_COMMAND;
 	session_part(s, plan);
-	session_end_message(s, plan, BUSY_STAGE_DATA, ev->class, ev->code);
+	session_end_message(s, plan, BUSY_STAGE_DATA, ev->class,
+			    code_for_client(ev));
 	if (s->premature)
-		out_of_step(s, plan);
+		session_out_of_step(s, plan);
 	else
 		next_command(s, env, plan);
 }
@@ -940,7 +1214,12 @@ static void final_replied(struct session *s, const struct session_env *env,
 {
 	bool good = ev->code / 100 == 2;
 
-	s->due = 0;
+	if (good && s->chunk_failed) {
+		/* It took a message of which it had refused a part. */
+		s->due++;
+		drop(s, env, ev, plan);
+		return;
+	}
 	if (good) {
 		s->messages++;
 		stats_add(&env->stats->messages, 1);
@@ -949,34 +1228,68 @@ static void final_replied(struct session *s, const struct session_env *env,
 	} else {
 		stats_add(&env->stats->messages_refused, 1);
 	}
-	if (ev->code == 421 &&
-	    (ev->class == BUSY_SESSION || ev->class == BUSY_POLICY)) {
-		relay(plan, 0);
-		session_add(plan, SESSION_DO_QUIT);
-		s->bound = false;
-		session_end_message(s, plan, BUSY_STAGE_EOD, ev->class, 421);
-		s->state = SESSION_COMMAND;
-		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
+	s->state = SESSION_COMMAND;
+	if (relay_or_close(s, ev, plan))
 		return;
-	}
-	relay(plan, ev->code == 421 ? 451 : 0);
-	session_add(plan, ev->code == 421 ? SESSION_DO_QUIT : SESSION_DO_KEEP);
-	s->bound = false;
-	session_end_message(s, plan, BUSY_STAGE_EOD, ev->class, ev->code);
+	let_go(s, ev, plan);
+	session_end_message(s, plan, BUSY_STAGE_EOD, ev->class,
+			    code_for_client(ev));
 	next_command(s, env, plan);
+}
+
+/* Is it the reply to what the first of the due ones was asked? */
+static bool is_in_step(const struct session *s, const struct session_event *ev)
+{
+	bool last = s->due == 1;
+	enum busy_stage to_last = BUSY_STAGE_RCPT;
+
+	switch (s->state) {
+	case SESSION_MAIL:
+		return ev->stage == BUSY_STAGE_MAIL && ev->code / 100 != 3;
+	case SESSION_DATA:
+		to_last = BUSY_STAGE_DATA;
+		break;
+	case SESSION_FINAL:
+		to_last = BUSY_STAGE_EOD;
+		break;
+	case SESSION_CHUNK:
+		to_last = s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA;
+		break;
+	case SESSION_COMMAND:
+		last = false;
+		break;
+	case SESSION_GREETING:
+	case SESSION_BINDING:
+	case SESSION_BODY:
+	case SESSION_CLOSED:
+	case SESSION_STATES:
+		return false;
+	}
+	/* "Go on" is said to DATA and nothing else. */
+	if (ev->code / 100 == 3)
+		return last && s->state == SESSION_DATA;
+	if (last)
+		return ev->stage == to_last;
+	return ev->stage == BUSY_STAGE_RCPT || ev->stage == BUSY_STAGE_DATA;
 }
 
 static void replied(struct session *s, const struct session_env *env,
 		    const struct session_event *ev, struct session_plan *plan)
 {
+	bool last = s->due == 1;
+
 	if (!s->bound || s->due == 0)
 		return;
+	if (!is_in_step(s, ev)) {
+		drop(s, env, ev, plan);
+		return;
+	}
 	s->due--;
 	if (s->state == SESSION_MAIL)
 		mail_replied(s, env, ev, plan);
-	else if (s->state == SESSION_DATA && ev->stage == BUSY_STAGE_DATA)
+	else if (s->state == SESSION_DATA && last)
 		data_replied(s, env, ev, plan);
-	else if (s->state == SESSION_FINAL && ev->stage == BUSY_STAGE_EOD)
+	else if (s->state == SESSION_FINAL && last)
 		final_replied(s, env, ev, plan);
 	else
 		envelope_replied(s, env, ev, plan);
@@ -989,89 +1302,19 @@ static void early(struct session *s, const struct session_env *env,
 {
 	if (!s->bound)
 		return;
-	if (s->state == SESSION_BODY && !s->swallow && ev->code >= 400 &&
-	    ev->len <= SESSION_NOTE_MAX) {
-		give_up_body(s, plan, LOST_TEXT);
-		note(s, ev->data, ev->len);
-		if (ev->code == 421)
-			memcpy(s->line, "451", 3);
+	if (s->state == SESSION_BODY && ev->code >= 400) {
+		stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
+		note_reply(s, ev);
 		return;
 	}
-	(void)env;
-	if (s->state == SESSION_BODY)
-		give_up_body(s, plan, LOST_TEXT);
-	else if (s->state == SESSION_COMMAND) {
-		session_part(s, plan);
-		if (s->transaction == SESSION_MAIL_OPEN)
-			s->transaction = SESSION_MAIL_BROKEN;
-	}
-}
-
-static void lost(struct session *s, const struct session_env *env,
-		 const struct session_event *ev, struct session_plan *plan)
-{
-	if (!s->bound)
-		return;
-	s->bound = false;
-	switch (s->state) {
-	case SESSION_MAIL:
-		s->due = 0;
-		if (s->reused)
-			s->message.tries--;
-		if (may_try_another(s, env)) {
-			stats_add(&env->stats->failovers, 1);
-			session_bind(s, env, plan);
-		} else {
-			no_backend(s, env, plan, BUSY_STAGE_MAIL, ev->class);
-		}
-		return;
-	case SESSION_COMMAND:
-		answer_due(s, plan, LOST_TEXT);
-		if (s->transaction == SESSION_MAIL_OPEN)
-			s->transaction = SESSION_MAIL_BROKEN;
-		next_command(s, env, plan);
-		return;
-	case SESSION_DATA:
-		answer_due(s, plan, LOST_TEXT);
-		session_end_message(s, plan, BUSY_STAGE_DATA, ev->class, 451);
-		if (s->premature)
-			out_of_step(s, plan);
-		else
-			next_command(s, env, plan);
-		return;
-	case SESSION_BODY:
-		give_up_body(s, plan, LOST_TEXT);
-		return;
-	case SESSION_CHUNK:
-		if (s->due > 0)
-			s->due--;
-		answer_due(s, plan, LOST_TEXT);
-		give_up_body(s, plan, LOST_TEXT);
-		s->transaction = SESSION_MAIL_BROKEN;
-		return;
-	case SESSION_FINAL:
-		/* RFC 1047: nobody knows whether the message was stored. */
-		stats_add(&env->stats->messages_unknown, 1);
-		s->message.unknown = true;
-		answer_due(s, plan,
-			   "451 4.4.2 The mail server was lost before it "
-			   "answered\r\n");
-		session_end_message(s, plan, BUSY_STAGE_EOD, ev->class, 451);
-		next_command(s, env, plan);
-		return;
-	case SESSION_GREETING:
-	case SESSION_BINDING:
-	case SESSION_CLOSED:
-	case SESSION_STATES:
-		return;
-	}
+	drop(s, env, ev, plan);
 }
 
 static void drain(struct session *s, struct session_plan *plan)
 {
 	bool idle = s->state == SESSION_GREETING ||
 		    (s->state == SESSION_COMMAND &&
-		     s->transaction == SESSION_NO_MAIL);
+		     s->transaction != SESSION_MAIL_OPEN);
 
 	if (!idle)
 		return;
@@ -1082,8 +1325,11 @@ static void drain(struct session *s, struct session_plan *plan)
 static void refused(struct session *s, const struct session_event *ev,
 		    struct session_plan *plan)
 {
-	struct session_act *act = session_add(plan, SESSION_DO_SAY);
+	struct session_act *act;
 
+	if (s->state != SESSION_GREETING)
+		return;
+	act = session_add(plan, SESSION_DO_SAY);
 	act->text = ev->data;
 	act->len = ev->len;
 	session_finish(s, plan, ev->reason);

@@ -39,7 +39,7 @@ struct config_listener;
 enum {
 	SESSION_LINE_MAX = SMTP_AUTH_LINE_MAX,
 	SESSION_MAIL_MAX = SMTP_PATH_LINE_MAX,
-	SESSION_NOTE_MAX = 512, /* a reply kept for after the body */
+	SESSION_NOTE_MAX = SESSION_LINE_MAX, /* a reply kept for later */
 	SESSION_ACTS_MAX = 8,   /* the longest plan any step can make */
 	SESSION_TRIED_MAX = 10, /* [farm] tries, at most */
 };
@@ -152,7 +152,7 @@ struct session_message {
 	unsigned rcpts_ok;
 	enum busy_stage stage; /* where it ended */
 	enum busy_class class; /* of the reply it ended with */
-	unsigned code;         /* what the client read last; 0: nothing */
+	unsigned code;         /* the client read, and it ended it; 0: none */
 	unsigned flaws;        /* enum smtp_body_flaw */
 	bool chunked;
 	bool unknown; /* the backend may have it, nobody knows */

@@ -7,8 +7,9 @@
 #include "proxy/upstream.h"
 
 /*
- * What a client's command lines do.  Each function returns false, having done
- * nothing, when the line must wait until the replies before it are relayed.
+ * What a client's command lines do.  Each function returns false when the
+ * line must wait: having done nothing, until the replies before it are
+ * relayed; having put something into the plan, until that is done.
  */
 
 struct saying {
@@ -47,10 +48,8 @@ static void forward(const struct saying *c, enum busy_stage stage)
 /* RSET, EHLO, QUIT: what was begun is forgotten. */
 static void forget(const struct saying *c)
 {
-	if (c->s->transaction == SESSION_NO_MAIL)
-		return;
-	session_part(c->s, c->plan);
-	session_end_message(c->s, c->plan, BUSY_STAGE_IDLE, BUSY_OK, 0);
+	if (c->s->transaction != SESSION_NO_MAIL)
+		session_abandon(c->s, c->plan);
 }
 
 /* ---- commands that weir answers itself ---- */
@@ -68,9 +67,10 @@ static void helo(const struct saying *c)
 	s->esmtp = c->cmd->verb == SMTP_VERB_EHLO;
 	s->offered = 0;
 	if (s->esmtp) {
+		/* No SIZE unless each backend takes the parameter. */
 		s->offered = c->env->offer_ext & SMTP_EXT_RELAYED;
-		if (session_size_limit(s, c->env) > 0)
-			s->offered |= SMTP_EXT_SIZE;
+		if (!(s->offered & SMTP_EXT_CHUNKING))
+			s->offered &= ~(unsigned)SMTP_EXT_BINARYMIME;
 		n = smtp_ehlo_write(plan->scratch, sizeof(plan->scratch),
 				    c->env->config->weir.hostname, s->offered,
 				    session_size_limit(s, c->env));
@@ -98,7 +98,6 @@ static const char *mail_refusal(const struct saying *c)
 {
 	const struct smtp_command *cmd = c->cmd;
 	const struct session *s = c->s;
-	uint64_t limit = session_size_limit(s, c->env);
 
 	if (s->helo_len == 0)
 		return "503 5.5.1 Say EHLO or HELO first\r\n";
@@ -110,34 +109,44 @@ static const char *mail_refusal(const struct saying *c)
 		return "555 5.5.4 Parameter not offered\r\n";
 	if (cmd->has_8bit && !(cmd->ext & SMTP_EXT_SMTPUTF8))
 		return "553 5.6.7 Address needs SMTPUTF8\r\n";
-	if ((cmd->ext & SMTP_EXT_SIZE) && limit > 0 && cmd->size > limit)
-		return "552 5.3.4 Message size exceeds the limit\r\n";
 	return NULL;
 }
 
-static void mail(const struct saying *c)
+static bool mail(const struct saying *c)
 {
 	struct session *s = c->s;
 	const struct config_admission *limits = &c->env->config->admission;
 	const char *refusal = mail_refusal(c);
+	uint64_t limit = session_size_limit(s, c->env);
 
 	if (refusal != NULL) {
 		error(c, refusal);
-		return;
+		return true;
+	}
+	if ((c->cmd->ext & SMTP_EXT_SIZE) && limit > 0 &&
+	    c->cmd->size > limit) {
+		/* RFC 1870, section 6.1: to ask is no mistake. */
+		session_say(c->plan,
+			    "552 5.3.4 Message size exceeds the limit\r\n");
+		return true;
+	}
+	if (s->transaction == SESSION_MAIL_BROKEN) {
+		/* It is logged before the next one takes its place. */
+		session_abandon(s, c->plan);
+		return false;
 	}
 	if (limits->max_messages > 0 && s->messages >= limits->max_messages) {
 		session_say(c->plan, "421 4.7.0 Too many messages in one "
 				     "session\r\n");
 		session_finish(s, c->plan, STATS_CLOSE_MESSAGES);
-		return;
+		return true;
 	}
 	if (!admission_message(c->env->admission, &s->ticket, c->env->now_ms)) {
 		stats_add(&c->env->stats->rate_limited, 1);
 		session_say(c->plan, "450 4.7.1 Too many messages from your "
 				     "network, slow down\r\n");
-		return;
+		return true;
 	}
-	forget(c); /* a broken one */
 	assert(c->len + 2 <= SESSION_MAIL_MAX);
 	memcpy(s->mail, c->text, c->len);
 	memcpy(s->mail + c->len, "\r\n", 2);
@@ -152,6 +161,7 @@ static void mail(const struct saying *c)
 		  (s->offered & (SMTP_EXT_CHUNKING | SMTP_EXT_DSN));
 	s->binding_ms = c->env->now_ms;
 	session_bind(s, c->env, c->plan);
+	return true;
 }
 
 /* ---- RCPT ---- */
@@ -166,7 +176,9 @@ static const char *rcpt_refusal(const struct saying *c)
 		return smtp_syntax_reply(c->cmd->syntax);
 	if (c->cmd->ext & ~s->offered)
 		return "555 5.5.4 Parameter not offered\r\n";
-	if (s->message.octets > 0 || s->message.chunked)
+	if (c->cmd->has_8bit && !(s->need & SMTP_EXT_SMTPUTF8))
+		return "553 5.6.7 Address needs SMTPUTF8\r\n";
+	if (s->message.chunked)
 		return "503 5.5.1 RCPT after BDAT\r\n";
 	return NULL;
 }
@@ -223,7 +235,7 @@ static const char *data_refusal(const struct saying *c)
 		return "503 5.5.1 DATA after BDAT\r\n"; /* RFC 3030, 2 */
 	if (s->body_type == SMTP_BODY_BINARYMIME)
 		return "503 5.5.1 BINARYMIME needs BDAT\r\n"; /* RFC 3030, 3 */
-	if (s->message.rcpts == 0)
+	if (s->message.rcpts == 0 && s->transaction == SESSION_MAIL_OPEN)
 		return "503 5.5.1 Say RCPT first\r\n";
 	return NULL;
 }
@@ -237,12 +249,16 @@ static bool data(const struct saying *c)
 		if (s->due > 0)
 			return false;
 		error(c, refusal);
-		return true;
-	}
-	if (s->transaction == SESSION_MAIL_BROKEN) {
+	} else if (s->transaction == SESSION_MAIL_BROKEN) {
 		session_say(c->plan, "451 4.3.0 The mail server was lost, "
 				     "please try again\r\n");
-		session_end_message(s, c->plan, BUSY_STAGE_DATA, BUSY_OK, 451);
+		session_abandon(s, c->plan);
+		refusal = "";
+	}
+	if (refusal != NULL) {
+		/* A body that did not wait must not be run as commands. */
+		if (c->more && s->state != SESSION_CLOSED)
+			session_out_of_step(s, c->plan);
 		return true;
 	}
 	if (!room(s))
@@ -265,9 +281,11 @@ static const char *bdat_refusal(const struct saying *c)
 	if (s->transaction == SESSION_NO_MAIL)
 		return "503 5.5.1 Say MAIL first\r\n";
 	if (s->chunk_failed)
-		return "503 5.5.1 A chunk before this one failed\r\n";
-	if (s->message.rcpts == 0 || (s->message.rcpts_ok == 0 && s->due == 0 &&
-				      s->transaction == SESSION_MAIL_OPEN))
+		return SESSION_TEXT_CHUNK_FAILED;
+	if (s->transaction == SESSION_MAIL_BROKEN)
+		return "451 4.3.0 The mail server was lost, please try "
+		       "again\r\n";
+	if (s->message.rcpts == 0 || (s->message.rcpts_ok == 0 && s->due == 0))
 		return "503 5.5.1 No valid recipients\r\n";
 	if (limit > 0 &&
 	    (c->cmd->size > limit || s->message.octets > limit - c->cmd->size))
@@ -275,24 +293,36 @@ static const char *bdat_refusal(const struct saying *c)
 	return NULL;
 }
 
+/*
+ * Is this refusal the client's fault?  Not a chunk that was on its way when
+ * the one before it failed, nor a message that is too large.
+ */
+static bool is_fault(const struct session *s, const char *reply)
+{
+	return reply[0] == '5' && !s->chunk_failed &&
+	       memcmp(reply, "552", 3) != 0;
+}
+
 /* The chunk's octets come in any case (RFC 3030, section 2): drop them. */
-static bool swallow_chunk(const struct saying *c, const char *reply)
+static void swallow_chunk(const struct saying *c, const char *reply)
 {
 	struct session *s = c->s;
-	size_t len = strlen(reply);
 
-	if (s->due > 0)
-		return false;
+	if (is_fault(s, reply) && !session_count_error(s, c->env))
+		reply = SESSION_TEXT_ERRORS;
 	s->state = SESSION_CHUNK;
 	s->swallow = true;
-	if (s->transaction != SESSION_NO_MAIL)
+	s->note_len = (unsigned)strlen(reply);
+	/* cmd points into line[] no more. */
+	memcpy(s->line, reply, s->note_len);
+	if (s->transaction == SESSION_MAIL_OPEN) {
 		s->chunk_failed = true;
-	memmove(s->line, reply, len);
-	s->note_len = (unsigned)len;
-	s->deadline_ms = c->env->now_ms + c->env->config->timeouts.data_ms;
-	if (s->chunk_left == 0)
-		session_chunk_done(s, c->env, c->plan);
-	return true;
+		s->message.stage = BUSY_STAGE_DATA;
+		s->message.class = BUSY_OK;
+		s->message.code = (unsigned)(reply[0] - '0') * 100 +
+				  (unsigned)(reply[1] - '0') * 10 +
+				  (unsigned)(reply[2] - '0');
+	}
 }
 
 static bool bdat(const struct saying *c)
@@ -300,35 +330,29 @@ static bool bdat(const struct saying *c)
 	struct session *s = c->s;
 	const char *refusal = bdat_refusal(c);
 
+	if (s->due > 0 && (refusal != NULL || !c->cmd->size_known))
+		return false;
 	if (!c->cmd->size_known) {
-		if (s->due > 0)
-			return false;
 		/* Where the octets end cannot be told: RFC 3030, section 2. */
 		session_say(c->plan, "501 5.5.4 BDAT size is not a number\r\n");
 		session_finish(s, c->plan, STATS_CLOSE_LOST_COUNT);
 		return true;
 	}
-	if (refusal == NULL && s->transaction != SESSION_MAIL_BROKEN &&
-	    !room(s))
-		return false;
-	if (s->due > 0 &&
-	    (refusal != NULL || s->transaction == SESSION_MAIL_BROKEN))
+	if (refusal == NULL && !room(s))
 		return false;
 	s->chunk_left = c->cmd->size;
 	s->chunk_last = c->cmd->bdat_last;
-	if (refusal != NULL)
-		return swallow_chunk(c, refusal);
-	if (s->transaction == SESSION_MAIL_BROKEN)
-		return swallow_chunk(c, "451 4.3.0 The mail server was lost, "
-					"please try again\r\n");
-
-	forward(c, s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA);
-	s->message.chunked = true;
-	if (s->message.data_ms == 0)
-		s->message.data_ms = c->env->now_ms;
-	s->state = SESSION_CHUNK;
-	s->swallow = false;
-	s->deadline_ms = c->env->now_ms + c->env->config->timeouts.data_ms;
+	if (refusal != NULL) {
+		swallow_chunk(c, refusal);
+	} else {
+		forward(c, s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA);
+		s->message.chunked = true;
+		if (s->message.data_ms == 0)
+			s->message.data_ms = c->env->now_ms;
+		s->state = SESSION_CHUNK;
+		s->swallow = false;
+	}
+	session_await_body(s, c->env);
 	if (s->chunk_left == 0)
 		session_chunk_done(s, c->env, c->plan);
 	return true;
@@ -415,19 +439,16 @@ bool session_command(struct session *s, const struct session_env *env,
 		done = false;
 	} else if (cmd.verb == SMTP_VERB_FOREIGN ||
 		   cmd.verb == SMTP_VERB_PROXY) {
-		stats_add(&env->stats->errors, 1);
-		session_say(plan, "500 5.5.2 This is a mail server, it speaks "
-				  "SMTP\r\n");
-		session_finish(s, plan, STATS_CLOSE_FOREIGN);
+		session_foreign(s, env, plan);
 	} else if (cmd.verb == SMTP_VERB_MAIL) {
-		mail(&c);
+		done = mail(&c);
 	} else {
 		own_command(&c);
 	}
 	if (done) {
 		stats_add(&env->stats->commands, 1);
 		if (s->state == SESSION_COMMAND && s->due == 0)
-			session_await(s, env);
+			session_turn(s, env, plan);
 	}
 	return done;
 }

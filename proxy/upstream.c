@@ -13,6 +13,9 @@ void upstream_begin(struct upstream *u, const char *name, size_t name_len,
 	u->state = UPSTREAM_CONNECTING;
 	u->stage = BUSY_STAGE_TCP;
 	u->reading = false;
+	u->unasked = false;
+	u->surplus = false;
+	u->chunk_open = false;
 	u->ehlo = (struct smtp_ehlo){ 0 };
 	u->deadline_ms = now_ms + timeouts->connect_ms;
 	u->due = 0;
@@ -70,9 +73,20 @@ static int64_t patience(const struct upstream *u, enum busy_stage stage)
 /* Time runs for the reply that is awaited first, from when it is. */
 static void set_deadline(struct upstream *u, int64_t now_ms)
 {
+	bool runs = u->due > 1 || (u->due == 1 && !u->chunk_open);
+
 	u->deadline_ms = INT64_MAX;
-	if (u->due > 0)
+	if (runs)
 		u->deadline_ms = now_ms + patience(u, upstream_awaits(u));
+}
+
+void upstream_chunk(struct upstream *u, bool open, int64_t now_ms)
+{
+	if (u->chunk_open == open || u->state != UPSTREAM_READY)
+		return;
+	u->chunk_open = open;
+	if (u->due == 1)
+		set_deadline(u, now_ms);
 }
 
 void upstream_sent(struct upstream *u, enum busy_stage stage, int64_t now_ms)
@@ -127,8 +141,10 @@ void upstream_quit(struct upstream *u, int64_t now_ms)
 static enum upstream_said greeted(struct upstream *u, int64_t now_ms)
 {
 	u->stage = BUSY_STAGE_GREET;
-	if (u->reply.code / 100 != 2)
+	if (u->reply.code >= 400)
 		return UPSTREAM_REFUSED;
+	if (u->reply.code >= 300)
+		return UPSTREAM_GARBAGE;
 	u->state = UPSTREAM_EHLO;
 	u->deadline_ms = now_ms + u->timeouts->helo_ms;
 	say(u, "EHLO ");
@@ -153,12 +169,12 @@ static enum upstream_said ehlo_answered(struct upstream *u, int64_t now_ms)
 		say(u, "HELO ");
 		return UPSTREAM_SAY;
 	}
-	return UPSTREAM_REFUSED;
+	return u->reply.code >= 400 ? UPSTREAM_REFUSED : UPSTREAM_GARBAGE;
 }
 
 static enum upstream_said answered(struct upstream *u, int64_t now_ms)
 {
-	if (u->due == 0) {
+	if (u->unasked || u->due == 0) {
 		u->stage = BUSY_STAGE_IDLE;
 		return UPSTREAM_EARLY;
 	}
@@ -189,10 +205,27 @@ static enum upstream_said whole_reply(struct upstream *u, int64_t now_ms)
 	return UPSTREAM_GARBAGE;
 }
 
+/*
+ * A reply has ended; more: octets stand behind it.  If nothing is due any
+ * more, nobody asked for them, whatever is sent before they are read: taken
+ * for replies they would shift all that follow.
+ */
+static enum upstream_said ended(struct upstream *u, bool more, int64_t now_ms)
+{
+	enum upstream_said said = whole_reply(u, now_ms);
+
+	if (!more || u->due > 0)
+		return said;
+	if (said == UPSTREAM_SAY || said == UPSTREAM_IS_READY)
+		return UPSTREAM_GARBAGE;
+	u->surplus = true;
+	return said;
+}
+
 /* Keep the octets of a reply that will be relayed; false: there are too many. */
 static bool keep(struct upstream *u, const uint8_t *buf, size_t len)
 {
-	if (u->state != UPSTREAM_READY)
+	if (u->state != UPSTREAM_READY && u->state != UPSTREAM_QUITTING)
 		return true;
 	if (len > sizeof(u->raw) - u->raw_len)
 		return false;
@@ -212,6 +245,8 @@ enum upstream_said upstream_feed(struct upstream *u, const uint8_t *buf,
 		smtp_reply_begin(&u->reply, u->state == UPSTREAM_EHLO);
 		u->raw_len = 0;
 		u->reading = true;
+		u->unasked = u->surplus || u->due == 0;
+		u->surplus = false;
 	}
 
 	enum smtp_reply_fed fed = smtp_reply_feed(&u->reply, buf, len, used);
@@ -223,7 +258,7 @@ enum upstream_said upstream_feed(struct upstream *u, const uint8_t *buf,
 		return UPSTREAM_MORE;
 	case SMTP_REPLY_WHOLE:
 		u->reading = false;
-		return whole_reply(u, now_ms);
+		return ended(u, *used < len, now_ms);
 	case SMTP_REPLY_BAD:
 		break;
 	}

@@ -52,10 +52,11 @@ enum upstream_said {
 	UPSTREAM_MORE,     /* all consumed, nothing to do yet */
 	UPSTREAM_SAY,      /* send .say, then feed what is left */
 	UPSTREAM_IS_READY, /* the greeting and EHLO are done: .ehlo is known */
-	UPSTREAM_REFUSED,  /* a greeting or EHLO other than 2xx */
+	UPSTREAM_REFUSED,  /* a greeting or EHLO of 4xx or 5xx */
 	UPSTREAM_REPLY,    /* the reply to .stage is in .raw and .reply */
-	UPSTREAM_EARLY,    /* a reply that nothing asked for */
-	UPSTREAM_GARBAGE,  /* not SMTP, or too long: .reply.bad, or GOOD */
+	UPSTREAM_EARLY,    /* a reply that began before it was asked for */
+	UPSTREAM_GARBAGE,  /* not SMTP (.reply.bad), too long, or more than
+			      was asked for before READY */
 	UPSTREAM_BYE,      /* QUIT was answered */
 };
 
@@ -63,6 +64,9 @@ struct upstream {
 	enum upstream_state state;
 	enum busy_stage stage; /* of the last REPLY, REFUSED or EARLY */
 	bool reading;          /* a reply has begun */
+	bool unasked;          /* and nothing was due when it did */
+	bool surplus;          /* octets came behind the last reply due */
+	bool chunk_open;       /* see upstream_chunk() */
 	struct smtp_ehlo ehlo; /* what it offers, from READY on */
 	int64_t deadline_ms;   /* for what is awaited now; INT64_MAX: none */
 	unsigned due;          /* commands sent and not yet answered */
@@ -105,6 +109,13 @@ enum upstream_said upstream_feed(struct upstream *u, const uint8_t *buf,
  */
 void upstream_sent(struct upstream *u, enum busy_stage stage, int64_t now_ms);
 unsigned upstream_room(const struct upstream *u);
+
+/*
+ * Whether octets of the chunk whose BDAT was sent last are still to come from
+ * the client: its reply cannot, so the backend's time does not run if it is
+ * the only one awaited.
+ */
+void upstream_chunk(struct upstream *u, bool open, int64_t now_ms);
 
 /* The stage whose reply is awaited next; IDLE when none is. */
 enum busy_stage upstream_awaits(const struct upstream *u);
