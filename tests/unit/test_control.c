@@ -5,6 +5,7 @@
 
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -271,6 +272,31 @@ static void help_about_one_says_no_more(void **state)
 	assert_true(len > 0);
 }
 
+static void the_manual_has_every_command(void **state)
+{
+	enum { SIZE = 1 << 17 };
+	FILE *file = fopen("proxy/weirctl.8", "r");
+	char *text = malloc(SIZE);
+	char item[64];
+
+	(void)state;
+	assert_non_null(file);
+	assert_non_null(text);
+	size_t len = fread(text, 1, SIZE - 1, file);
+
+	assert_in_range(len, 1, SIZE - 2);
+	text[len] = '\0';
+	assert_int_equal(fclose(file), 0);
+	for (unsigned i = 0; i < CONTROL_VERBS; i++) {
+		(void)snprintf(item, sizeof(item), "\n.It Cm %s",
+			       control_commands[i].words);
+		if (strstr(text, item) == NULL)
+			fail_msg("weirctl.8 lacks %s",
+				 control_commands[i].words);
+	}
+	free(text);
+}
+
 static void an_id_reads_as_it_is_written(void **state)
 {
 	static const uint64_t ids[] = { 0, 1, UINT64_C(0x4f1c2a0100000007),
@@ -351,6 +377,7 @@ int main(void)
 		cmocka_unit_test(a_line_may_be_as_long_as_it_may),
 		cmocka_unit_test(help_names_every_command_and_fits),
 		cmocka_unit_test(help_about_one_says_no_more),
+		cmocka_unit_test(the_manual_has_every_command),
 		cmocka_unit_test(an_id_reads_as_it_is_written),
 		cmocka_unit_test(durations_have_a_unit),
 		cmocka_unit_test(ages_are_short),

@@ -5,6 +5,9 @@
 
 #include <cmocka.h>
 
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "proxy/stats.h"
@@ -82,6 +85,68 @@ static void reasons_to_close_have_names_and_help(void **state)
 	}
 }
 
+/* NUL at its end; the caller frees. */
+static char *read_file(const char *path)
+{
+	enum { SIZE = 1 << 17 };
+	FILE *file = fopen(path, "r");
+	char *text = malloc(SIZE);
+	size_t len;
+
+	assert_non_null(file);
+	assert_non_null(text);
+	len = fread(text, 1, SIZE - 1, file);
+	assert_in_range(len, 1, SIZE - 2);
+	text[len] = '\0';
+	assert_int_equal(fclose(file), 0);
+	return text;
+}
+
+/* Is it an item of a list: ".It Cm name", or one of several there? */
+static bool is_item(const char *text, const char *name)
+{
+	size_t len = strlen(name);
+
+	for (const char *at = strstr(text, "\n.It Cm "); at != NULL;
+	     at = strstr(at + 1, "\n.It Cm ")) {
+		const char *end = strchr(at + 1, '\n');
+
+		for (const char *word = strstr(at, name);
+		     word != NULL && word < end;
+		     word = strstr(word + 1, name)) {
+			if (word[-1] == ' ' &&
+			    (word[len] == '\n' || word[len] == ' '))
+				return true;
+		}
+	}
+	return false;
+}
+
+static void the_manual_has_every_counter_and_reason(void **state)
+{
+	char *text = read_file("proxy/weirctl.8");
+
+	(void)state;
+	const char *counters = strstr(text, "\n.Sh COUNTERS");
+
+	assert_non_null(counters);
+	const char *reasons = strstr(counters, "\n.Cm backend_connections");
+
+	assert_non_null(reasons);
+	for (unsigned i = 0; i < STATS_COUNT; i++) {
+		if (!is_item(counters, stats_counters[i].name))
+			fail_msg("weirctl.8 lacks the counter %s",
+				 stats_counters[i].name);
+	}
+	for (unsigned i = 0; i < STATS_CLOSE_COUNT; i++) {
+		const char *name = stats_close_name((enum stats_close)i);
+
+		if (!is_item(reasons, name))
+			fail_msg("weirctl.8 lacks the reason %s", name);
+	}
+	free(text);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -89,6 +154,7 @@ int main(void)
 		cmocka_unit_test(each_index_reads_its_own_field),
 		cmocka_unit_test(counters_have_names_units_and_help),
 		cmocka_unit_test(reasons_to_close_have_names_and_help),
+		cmocka_unit_test(the_manual_has_every_counter_and_reason),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
