@@ -6,35 +6,53 @@
 
 enum { TAIL_MAX = 16 /* ,"cut":true} */ };
 
+/* One octet as it is to be written: 1 to 6 octets. */
+static size_t escape_one(char out[6], bool json, unsigned char c)
+{
+	static const char hex[] = "0123456789abcdef";
+	size_t n = 0;
+
+	if (c >= 0x20 && c < 0x7f && c != '"' && c != '\\') {
+		out[n++] = (char)c;
+		return n;
+	}
+	out[n++] = '\\';
+	switch (c) {
+	case '"':
+	case '\\':
+		out[n++] = (char)c;
+		return n;
+	case '\r':
+		out[n++] = 'r';
+		return n;
+	case '\n':
+		out[n++] = 'n';
+		return n;
+	case '\t':
+		out[n++] = 't';
+		return n;
+	default:
+		break;
+	}
+	out[n++] = json ? 'u' : 'x';
+	if (json) {
+		out[n++] = '0';
+		out[n++] = '0';
+	}
+	out[n++] = hex[c >> 4];
+	out[n++] = hex[c & 15];
+	return n;
+}
+
 size_t log_escape(char *buf, size_t cap, bool json, const char *text,
 		  size_t len)
 {
-	static const char hex[] = "0123456789abcdef";
 	size_t at = 0;
 
 	for (size_t i = 0; i < len; i++) {
-		unsigned char c = (unsigned char)text[i];
 		char out[6];
-		size_t n = 0;
+		size_t n = escape_one(out, json, (unsigned char)text[i]);
 
-		if (c == '"' || c == '\\') {
-			out[n++] = '\\';
-			out[n++] = (char)c;
-		} else if (c >= 0x20 && c < 0x7f) {
-			out[n++] = (char)c;
-		} else if (c == '\r' || c == '\n' || c == '\t') {
-			out[n++] = '\\';
-			out[n++] = c == '\r' ? 'r' : c == '\n' ? 'n' : 't';
-		} else {
-			out[n++] = '\\';
-			out[n++] = json ? 'u' : 'x';
-			if (json) {
-				out[n++] = '0';
-				out[n++] = '0';
-			}
-			out[n++] = hex[c >> 4];
-			out[n++] = hex[c & 15];
-		}
 		if (n > cap - at)
 			break;
 		memcpy(buf + at, out, n);

@@ -29,22 +29,22 @@
 
 enum {
 	FDS_RESERVED = 64, /* log, rings, event fds, control socket */
-	SEEN_WAIT_MS = 10,
+	SEEN_WAIT_NS = 10000000,
 };
 
 enum thread_state { STARTING, READY, FAILED, RUNNING, ENDED };
 
 struct thread {
 	struct weir *weir;
-	unsigned index;
 	struct io_config io_config;
+	unsigned index;
+	enum thread_state state; /* behind mutex */
+	pthread_mutex_t mutex;
+	pthread_cond_t changed;
 	pthread_t id;
 	struct io *io;
 	struct worker *worker;
 	char error[WEIR_ERROR_SIZE];
-	pthread_mutex_t mutex;
-	pthread_cond_t changed;
-	enum thread_state state;
 };
 
 static pthread_t main_thread;
@@ -117,9 +117,10 @@ static void say(struct logger *logger, const struct config *config, int level,
 	(void)logger_write(logger, level, line.text, line.len);
 }
 
-static void reload(struct weir *weir, struct logger *logger, const char *path)
+static void reload(struct weir *weir, struct config **in_force,
+		   struct logger *logger, const char *path)
 {
-	const struct config *old = atomic_load(&weir->config);
+	const struct config *old = *in_force;
 	struct config_report *report = config_report_new();
 	struct config *config;
 
@@ -146,7 +147,7 @@ static void reload(struct weir *weir, struct logger *logger, const char *path)
 		io_wake(worker_io(weir->workers[i]));
 		while (worker_config_seen(weir->workers[i]) != config) {
 			const struct timespec moment = {
-				.tv_nsec = SEEN_WAIT_MS * 1000000
+				.tv_nsec = SEEN_WAIT_NS,
 			};
 
 			(void)nanosleep(&moment, NULL);
@@ -154,9 +155,8 @@ static void reload(struct weir *weir, struct logger *logger, const char *path)
 	}
 	say(logger, config, LOG_LEVEL_NOTICE, "reload", "result", "in force");
 
-	struct config *gone = (struct config *)(uintptr_t)old;
-
-	config_free(&gone);
+	config_free(in_force);
+	*in_force = config;
 }
 
 /* ---- privileges ---- */
@@ -350,12 +350,13 @@ static void check_descriptors(const struct config *config, unsigned fds)
 
 	for (unsigned i = 0; i < config->backend_count; i++)
 		want += config->backends[i].max_sessions;
-	if (want > fds)
+	if (want > fds) {
 		(void)fprintf(stderr,
 			      "weir: max_sessions of [admission] and all "
 			      "backends need %llu descriptors, there are %u: "
 			      "raise LimitNOFILE= or ulimit -n\n",
 			      (unsigned long long)want, fds);
+	}
 }
 
 static void size_pools(struct weir *weir, const struct config *config,
@@ -417,25 +418,22 @@ static bool make_admission(struct weir *weir, const struct config *config)
 	return true;
 }
 
-static void unmake(struct weir *weir)
+static void unmake(struct weir *weir, struct config **config)
 {
-	struct config *config = (struct config *)(uintptr_t)atomic_load(
-		&weir->config);
-
 	if (weir->farm != NULL)
 		farm_fini(weir->farm);
 	free(weir->farm);
 	if (weir->admission != NULL)
 		admission_fini(weir->admission);
 	free(weir->admission);
-	config_free(&config);
+	config_free(config);
 }
 
 /* ---- signals ---- */
 
-static void serve(struct weir *weir, struct thread *threads,
-		  struct logger *logger, const char *path,
-		  const sigset_t *signals)
+static void serve(struct weir *weir, struct config **in_force,
+		  struct thread *threads, struct logger *logger,
+		  const char *path, const sigset_t *signals)
 {
 	while (!all_ended(threads, weir->worker_count)) {
 		int sig = sigwaitinfo(signals, NULL);
@@ -443,7 +441,7 @@ static void serve(struct weir *weir, struct thread *threads,
 		switch (sig) {
 		case SIGHUP:
 			if (!atomic_load(&weir->draining))
-				reload(weir, logger, path);
+				reload(weir, in_force, logger, path);
 			break;
 		case SIGUSR1:
 			logger_reopen(logger);
@@ -473,11 +471,11 @@ static void block_signals(sigset_t *signals)
 	(void)signal(SIGPIPE, SIG_IGN);
 }
 
-static int run_all(struct weir *weir, const char *path, struct logger *logger,
-		   unsigned fds)
+static int run_all(struct weir *weir, struct config **in_force,
+		   const char *path, struct logger *logger, unsigned fds)
 {
 	static struct thread threads[WEIR_WORKERS_MAX];
-	const struct config *config = atomic_load(&weir->config);
+	const struct config *config = *in_force;
 	sigset_t signals;
 	unsigned started = 0;
 	bool good = true;
@@ -510,9 +508,9 @@ static int run_all(struct weir *weir, const char *path, struct logger *logger,
 	if (good) {
 		say(logger, config, LOG_LEVEL_NOTICE, "start", "version",
 		    WEIR_VERSION);
-		serve(weir, threads, logger, path, &signals);
-		say(logger, atomic_load(&weir->config), LOG_LEVEL_NOTICE,
-		    "stop", "version", WEIR_VERSION);
+		serve(weir, in_force, threads, logger, path, &signals);
+		say(logger, *in_force, LOG_LEVEL_NOTICE, "stop", "version",
+		    WEIR_VERSION);
 	}
 	finish(threads, started);
 	return good ? 0 : 1;
@@ -571,7 +569,7 @@ int main(int argc, char **argv)
 	weir.started_wall_ms = (int64_t)time(NULL) * 1000;
 	if (!make_farm(&weir, config) || !make_admission(&weir, config)) {
 		(void)fprintf(stderr, "weir: no memory for the farm\n");
-		unmake(&weir);
+		unmake(&weir, &config);
 		return 1;
 	}
 	logger = logger_open(
@@ -580,11 +578,11 @@ int main(int argc, char **argv)
 		error, sizeof(error));
 	if (logger == NULL) {
 		(void)fprintf(stderr, "weir: %s\n", error);
-		unmake(&weir);
+		unmake(&weir, &config);
 		return 1;
 	}
-	result = run_all(&weir, path, logger, fds);
+	result = run_all(&weir, &config, path, logger, fds);
 	logger_free(&logger);
-	unmake(&weir);
+	unmake(&weir, &config);
 	return result;
 }

@@ -44,10 +44,11 @@ static void *table(size_t count, size_t size, char error[WEIR_ERROR_SIZE])
 	 * used costs nothing. */
 	void *mem = calloc(count, size);
 
-	if (mem == NULL)
+	if (mem == NULL) {
 		(void)snprintf(error, WEIR_ERROR_SIZE,
 			       "no memory for a table of %zu octets",
 			       count * size);
+	}
 	return mem;
 }
 
@@ -131,13 +132,14 @@ static bool open_listeners(struct worker *w, char error[WEIR_ERROR_SIZE])
 	if (w->index > 0)
 		return true;
 	result = control_open(w);
-	if (result < 0)
+	if (result < 0) {
 		(void)snprintf(
 			error, WEIR_ERROR_SIZE, "control_socket = \"%s\": %s%s",
 			w->config->weir.control_socket, strerror(-result),
 			result == -EADDRINUSE ? ": another weir answers there"
 			: result == -ENOENT   ? ": make its directory first"
 					      : "");
+	}
 	return result >= 0;
 }
 
@@ -160,10 +162,11 @@ static void take_config(struct worker *w, const struct config *config)
 	/* A reload keeps the listeners as they are (main sees to it). */
 	if (before != NULL) {
 		for (struct client *c = w->clients.next; c != &w->clients;
-		     c = c->next)
-			c->session.listener =
-				&config->listeners[c->session.listener -
-						   before->listeners];
+		     c = c->next) {
+			ptrdiff_t at = c->session.listener - before->listeners;
+
+			c->session.listener = &config->listeners[at];
+		}
 	}
 	w->env.config = config;
 	atomic_store_explicit(&w->seen, config, memory_order_release);

@@ -642,10 +642,11 @@ void client_accepted(struct worker *w, struct work_listener *from,
 	w->talking++;
 	c->id = w->id_base << 32 | ++w->ids;
 	if (io_peer(w->io, ev->socket, (struct sockaddr *)&peer,
-		    sizeof(peer)) == 0)
+		    sizeof(peer)) == 0) {
 		(void)cidr_addr_from_sockaddr(&c->addr, &c->port,
 					      (const struct sockaddr *)&peer,
 					      sizeof(peer));
+	}
 	(void)cidr_addr_format(&c->addr, c->addr_text, sizeof(c->addr_text));
 	c->source = source_of(&c->addr);
 	session_init(&c->session, listener, c->lines,

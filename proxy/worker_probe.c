@@ -237,7 +237,7 @@ void probe_stop(struct worker *w)
 {
 	const struct probe_event cancel = { .kind = PROBE_IN_CANCEL };
 
-	for (uint16_t i = 0; i < FARM_BACKENDS_MAX; i++) {
+	for (unsigned i = 0; i < FARM_BACKENDS_MAX; i++) {
 		if (w->probers[i].busy)
 			step(w, &w->probers[i], &cancel);
 	}

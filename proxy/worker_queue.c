@@ -30,37 +30,52 @@ static size_t fill(struct work_queue *q, const uint8_t *text, size_t len)
 	return len;
 }
 
-bool work_queue_text(struct worker *w, struct work_queue *q, enum io_pool pool,
-		     const void *text, size_t len)
+/* Buffers with room for len octets in all; NULL: there are not so many. */
+static struct io_buf *get_room(struct worker *w, enum io_pool pool, size_t len)
 {
-	const uint8_t *from = text;
-	struct work_queue more = { 0 };
-	size_t had = q->last != NULL ? q->last->room : 0;
+	struct io_buf *first = NULL;
+	size_t room = 0;
 
-	/* Get all buffers first, so that it is all or nothing. */
-	for (size_t room = had; room < len; room = had + more.octets) {
+	while (room < len) {
 		struct io_buf *buf = io_buf_get(w->io, pool);
 
 		if (buf == NULL) {
-			work_queue_drop(w, &more);
-			stats_add(&w->stats->no_buffers, 1);
-			return false;
-		}
-		append(&more, buf);
-		more.octets += buf->room;
-	}
-	do {
-		size_t n = fill(q, from, len);
+			struct work_queue all = { .first = first };
 
+			work_queue_drop(w, &all);
+			stats_add(&w->stats->no_buffers, 1);
+			return NULL;
+		}
+		buf->next = first;
+		first = buf;
+		room += buf->room;
+	}
+	return first;
+}
+
+bool work_queue_text(struct worker *w, struct work_queue *q, enum io_pool pool,
+		     const void *text, size_t len)
+{
+	size_t had = q->last != NULL ? q->last->room : 0;
+	const uint8_t *from = text;
+	struct io_buf *more = NULL;
+
+	/* Get all buffers first, so that it is all or nothing. */
+	if (had < len) {
+		more = get_room(w, pool, len - had);
+		if (more == NULL)
+			return false;
+	}
+	for (size_t n = fill(q, from, len); len > n; n = fill(q, from, len)) {
+		struct io_buf *buf = more;
+
+		assert(buf != NULL);
 		from += n;
 		len -= n;
-		if (len > 0) {
-			struct io_buf *buf = more.first;
-
-			more.first = buf->next;
-			append(q, buf);
-		}
-	} while (len > 0);
+		more = buf->next;
+		append(q, buf);
+	}
+	assert(more == NULL);
 	return true;
 }
 

@@ -410,48 +410,52 @@ static void replied(struct worker *w, struct server *v, enum session_in kind)
 		give_up(w, v, BUSY_SICK, event.stage, false);
 }
 
+static void said(struct worker *w, struct server *v, enum upstream_said what)
+{
+	const struct upstream *u = &v->upstream;
+
+	switch (what) {
+	case UPSTREAM_MORE:
+		return;
+	case UPSTREAM_SAY:
+		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
+			server_flush(w, v);
+		else
+			failed(w, v, BALANCER_LOST);
+		return;
+	case UPSTREAM_IS_READY:
+		ready(w, v);
+		return;
+	case UPSTREAM_REFUSED:
+		refused(w, v);
+		return;
+	case UPSTREAM_REPLY:
+		replied(w, v, SESSION_IN_REPLY);
+		return;
+	case UPSTREAM_EARLY:
+		replied(w, v, SESSION_IN_EARLY);
+		return;
+	case UPSTREAM_GARBAGE:
+		failed(w, v, BALANCER_GARBLED);
+		return;
+	case UPSTREAM_BYE:
+		/* Its end of stream is right behind: to close then needs no
+		 * shutdown.  The deadline stands. */
+		work_queue_drop(w, &v->in);
+		return;
+	}
+}
+
 static void feed(struct worker *w, struct server *v)
 {
 	while (v->in.first != NULL && !v->ending) {
-		struct upstream *u = &v->upstream;
 		size_t used = 0;
-		enum upstream_said said = upstream_feed(u, v->in.first->data,
-							v->in.first->len,
-							w->now_ms, &used);
+		enum upstream_said what = upstream_feed(
+			&v->upstream, v->in.first->data, v->in.first->len,
+			w->now_ms, &used);
 
 		work_queue_eat(w, &v->in, used);
-		switch (said) {
-		case UPSTREAM_MORE:
-			break;
-		case UPSTREAM_SAY:
-			if (!work_queue_text(w, &v->out, IO_SMALL, u->say,
-					     u->say_len)) {
-				failed(w, v, BALANCER_LOST);
-				break;
-			}
-			server_flush(w, v);
-			break;
-		case UPSTREAM_IS_READY:
-			ready(w, v);
-			break;
-		case UPSTREAM_REFUSED:
-			refused(w, v);
-			break;
-		case UPSTREAM_REPLY:
-			replied(w, v, SESSION_IN_REPLY);
-			break;
-		case UPSTREAM_EARLY:
-			replied(w, v, SESSION_IN_EARLY);
-			break;
-		case UPSTREAM_GARBAGE:
-			failed(w, v, BALANCER_GARBLED);
-			break;
-		case UPSTREAM_BYE:
-			/* Its end of stream is right behind: to close then
-			 * needs no shutdown.  The deadline stands. */
-			work_queue_drop(w, &v->in);
-			break;
-		}
+		said(w, v, what);
 	}
 }
 
