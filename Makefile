@@ -102,6 +102,9 @@ NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_histogram := tests/histogram.c
 NEEDS_quantity  := tests/quantity.c
+NEEDS_session   := $(addprefix proxy/,session.c session_command.c smtp.c \
+                     admission.c cidr.c stats.c) balancer/busy.c
+NEEDS_upstream  := proxy/upstream.c proxy/smtp.c balancer/busy.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 NEEDS_health    := health/health.c
 NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c
@@ -111,7 +114,8 @@ NEEDS_balancer  := $(NEEDS_backend) balancer/balancer.c health/probe.c \
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SIM   := $(wildcard tests/sim/*.c)
-SIM_LDFLAGS := -Wl,--wrap=session_step -Wl,--wrap=balancer_release -Wl,--wrap=io_buf_put
+SIM_LDFLAGS := -Wl,--wrap=session_step -Wl,--wrap=balancer_release -Wl,--wrap=io_buf_put \
+               -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
 LIBS_ring := -luring
 LIBS_config := -linih
 LIBS_histogram := -lm

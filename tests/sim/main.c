@@ -18,7 +18,7 @@
 
 enum {
 	JOBS_MAX = 64,
-	FAILURES_SHOWN = 20,
+	FAILURES_SHOWN = 100,
 	TWICE_EVERY = 10,    /* seeds that are run twice to compare hashes */
 	MUTATION_SEEDS = 60, /* within these each bug must be caught */
 	STATUS_FAILED = 1,
@@ -388,6 +388,8 @@ int main(int argc, char **argv)
 		usage(stderr);
 		return STATUS_USAGE;
 	}
+	if (o.trace)
+		setvbuf(stdout, NULL, _IOLBF, 0); /* a crash may end it */
 	if (o.mutations)
 		return do_mutations();
 	if (o.cases || o.case_name != NULL)

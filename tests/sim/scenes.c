@@ -313,6 +313,12 @@ const struct scene scenes[] = {
 	    "< 250\n< 550\n< 5\n> RSET\n< 250\n"
 	    MAIL "< 250\n" RCPT "< 250\n" BODY "< 250\n" BYE },
   .b0_takes = 1 },
+{ "bdat-swallowed-backend-dies", "C9",
+  "a backend lost while a refused chunk is swallowed",
+  .talk = { HELLO MAIL "< 250\n> BDAT 10\nwait 1000\n>> 0123456789\n< 503\n"
+	    "> RSET\n< 250\n" BYE },
+  .b0 = { { SIM_DEED_LATER, SIM_STAGE_MAIL,
+	    "421 4.3.2 Going down\r\n", 500 * MS } } },
 { "data-after-bdat", "C9", "DATA and BDAT do not mix",
   .talk = { OPEN "> BDAT 6\n>> abcd\\r\\n\n< 250\n> DATA\n< 503\n"
 	    "> BDAT 0 LAST\n< 250\n" BYE }, .b0_takes = 1 },

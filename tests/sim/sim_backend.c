@@ -43,7 +43,8 @@ struct conn {
 	bool dripping;
 	bool stalled;
 	bool lying;
-	unsigned due; /* commands not answered yet */
+	bool answered; /* the body, before its end */
+	unsigned due;  /* commands not answered yet */
 	bool greet_due;
 	struct saying *first, *last;
 	struct sim_timer timer;
@@ -485,10 +486,16 @@ static void body_ends(struct conn *c)
 	struct sim_backend *b = c->backend;
 	struct check_message *m = c->message;
 
-	c->due++;
 	if (m != NULL)
 		check_body_end(b->check, m, b->config.index, c->body_len,
 			       c->chunked, c->taken);
+	if (c->answered) {
+		c->answered = false;
+		c->reading = READ_COMMANDS;
+		transaction_clear(c);
+		return;
+	}
+	c->due++;
 	struct saying *s = reply(c, SIM_STAGE_EOD,
 				 "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
 				 b->config.index, mark_of(c), b->config.index);
@@ -561,8 +568,16 @@ static void do_command(struct conn *c, char *line)
 /* The reply in the middle of a body, if that is the deed. */
 static void body_deed(struct conn *c)
 {
-	if (deed_is_due(c, SIM_STAGE_BODY))
-		do_deed(c, "", 0);
+	if (!deed_is_due(c, SIM_STAGE_BODY))
+		return;
+	struct saying *s = do_deed(c, "", 0);
+	if (c->deed.kind != SIM_DEED_SAY || s == NULL)
+		return;
+	/* That is the reply to all of it: there will be no other. */
+	s->final = true;
+	s->message = c->message;
+	s->code = (unsigned)atoi(s->text);
+	c->answered = true;
 }
 
 static size_t take_data(struct conn *c, const uint8_t *data, size_t len)

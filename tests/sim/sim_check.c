@@ -351,11 +351,9 @@ void check_log(struct check *check, const char *text, size_t len)
 	}
 	if (check->log_sessions == check->logged_max) {
 		check->logged_max = 2 * check->logged_max + 64;
-		check->logged = realloc(check->logged,
-					check->logged_max *
-						sizeof(*check->logged));
-		if (check->logged == NULL)
-			abort();
+		check->logged = sim_grow(check->logged,
+					 check->logged_max *
+						 sizeof(*check->logged));
 	}
 	struct logged *l = &check->logged[check->log_sessions++];
 	memcpy(l->client, client, client_len);

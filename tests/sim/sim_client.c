@@ -498,8 +498,12 @@ static void check_farewell(struct sim_client *c, bool reset)
 	bool told = c->ended || c->last_code == 221 || c->last_code == 421;
 	const char *reason = check_log_reason(c->check, &c->addr);
 
-	/* Without a buffer nothing can be said. */
-	if (strcmp(reason, "no_buffers") == 0 || sim_is_starved(c->sim))
+	/*
+	 * Without a buffer nothing can be said, and at the end of a drain or
+	 * at an operator's word there is no time to.
+	 */
+	if (strcmp(reason, "no_buffers") == 0 || sim_is_starved(c->sim) ||
+	    strcmp(reason, "killed") == 0)
 		return;
 	if (c->aborted || c->faulted || c->script.deaf || c->script.loose)
 		return;

@@ -110,15 +110,6 @@ struct io {
 	struct entry last_closed;
 };
 
-static void *must(void *p)
-{
-	if (p == NULL) {
-		fputs("weir-sim: out of memory\n", stderr);
-		abort();
-	}
-	return p;
-}
-
 static io_handle handle_of(const struct sock *s)
 {
 	uint32_t at = (uint32_t)(s - s->io->socks);
@@ -170,8 +161,8 @@ static void pool_init(struct pool *pool, enum io_pool which, unsigned count)
 	uint32_t size = buffer_size[which];
 
 	pool->count = pool->free_count = count;
-	pool->bufs = must(calloc(count, sizeof(*pool->bufs)));
-	pool->slab = must(malloc((size_t)count * size));
+	pool->bufs = sim_zeroed(count * sizeof(*pool->bufs));
+	pool->slab = sim_grow(NULL, (size_t)count * size);
 	memset(pool->slab, FREED, (size_t)count * size);
 	for (unsigned i = count; i-- > 0;) {
 		struct buf *b = &pool->bufs[i];
@@ -317,7 +308,7 @@ static void rest_is_over(void *owner)
 
 struct io *io_open(const struct io_config *config, char error[IO_ERROR_SIZE])
 {
-	struct io *io = must(calloc(1, sizeof(*io)));
+	struct io *io = sim_zeroed(sizeof(*io));
 
 	assert(config->logger != NULL);
 	error[0] = '\0';
@@ -325,9 +316,9 @@ struct io *io_open(const struct io_config *config, char error[IO_ERROR_SIZE])
 	io->sim = config->logger->sim;
 	io->worker = config->worker;
 	io->socks_max = config->sockets_max;
-	io->socks = must(calloc(io->socks_max, sizeof(*io->socks)));
-	io->free_socks = must(calloc(io->socks_max, sizeof(uint32_t)));
-	io->dirty = must(calloc(io->socks_max, sizeof(uint32_t)));
+	io->socks = sim_zeroed(io->socks_max * sizeof(*io->socks));
+	io->free_socks = sim_zeroed(io->socks_max * sizeof(uint32_t));
+	io->dirty = sim_zeroed(io->socks_max * sizeof(uint32_t));
 	for (uint32_t i = io->socks_max; i-- > 0;) {
 		struct sock *s = &io->socks[i];
 
@@ -469,7 +460,7 @@ uint64_t io_log_dropped(const struct io *io)
 
 struct logger *sim_logger_new(struct sim *sim, sim_log_fn *fn, void *owner)
 {
-	struct logger *logger = must(calloc(1, sizeof(*logger)));
+	struct logger *logger = sim_zeroed(sizeof(*logger));
 
 	logger->sim = sim;
 	logger->fn = fn;
@@ -739,8 +730,8 @@ static struct entry *emit(struct sock *s, enum io_kind kind, int result)
 
 	if (io->batch_len == io->batch_max) {
 		io->batch_max = io->batch_max == 0 ? 64 : io->batch_max * 2;
-		io->batch = must(
-			realloc(io->batch, io->batch_max * sizeof(*io->batch)));
+		io->batch = sim_grow(io->batch,
+				     io->batch_max * sizeof(*io->batch));
 	}
 	struct entry *e = &io->batch[io->batch_len++];
 	*e = (struct entry){

@@ -97,13 +97,34 @@ struct sim {
 	char violation[VIOLATION_MAX];
 };
 
-static void *must(void *p)
+/* --- memory --- */
+
+/*
+ * Allocations under way that are our own.  Volatile, since compilers believe
+ * that no allocator looks at it.
+ */
+static volatile unsigned excused;
+
+void *sim_grow(void *old, size_t size)
 {
+	excused++;
+	void *p = realloc(old, size);
+	excused--;
 	if (p == NULL) {
 		fputs("weir-sim: out of memory\n", stderr);
 		abort();
 	}
 	return p;
+}
+
+void *sim_zeroed(size_t size)
+{
+	return memset(sim_grow(NULL, size), 0, size);
+}
+
+bool sim_allocates(void)
+{
+	return excused > 0;
 }
 
 /* --- chance: xoshiro256** (Blackman, Vigna), seeded by splitmix64 --- */
@@ -212,8 +233,8 @@ void sim_timer_set(struct sim *sim, struct sim_timer *timer, int64_t at_us)
 	timer->seq = sim->seq++;
 	if (sim->heap_len + 2 > sim->heap_max) {
 		sim->heap_max = sim->heap_max == 0 ? 256 : sim->heap_max * 2;
-		sim->heap = must(
-			realloc(sim->heap, sim->heap_max * sizeof(*sim->heap)));
+		sim->heap = sim_grow(sim->heap,
+				     sim->heap_max * sizeof(*sim->heap));
 	}
 	sim->heap_len++;
 	heap_sift(sim, sim->heap_len, timer);
@@ -475,8 +496,8 @@ static struct segment *segment_add(struct pipe *p)
 			p->segments_max = p->segments_max == 0
 						  ? 16
 						  : p->segments_max * 2;
-			struct segment *grown = must(
-				calloc(p->segments_max, sizeof(*p->segments)));
+			struct segment *grown = sim_zeroed(
+				p->segments_max * sizeof(*p->segments));
 
 			if (p->count > 0)
 				memcpy(grown, p->segments + p->first,
@@ -775,7 +796,7 @@ static void conn_init_pipe(struct sim_conn *c, unsigned to)
 	p->to = to;
 	p->window = sim_between(sim, sim->faults.window_min,
 				sim->faults.window_max);
-	p->ring = must(malloc(p->window));
+	p->ring = sim_grow(NULL, p->window);
 	p->arrival = (struct sim_timer){ .fire = pipe_arrival, .owner = p };
 	p->room = (struct sim_timer){ .fire = pipe_room, .owner = p };
 	c->end[to].conn = c;
@@ -786,7 +807,7 @@ struct sim_end *sim_connect(struct sim *sim, const struct sockaddr *addr,
 			    const struct sockaddr *source, sim_end_fn *fn,
 			    void *owner)
 {
-	struct sim_conn *c = must(calloc(1, sizeof(*c)));
+	struct sim_conn *c = sim_zeroed(sizeof(*c));
 	uint16_t port = sim->port_next++;
 
 	if (sim->port_next == PORT_LAST)
@@ -825,7 +846,7 @@ struct sim_end *sim_connect(struct sim *sim, const struct sockaddr *addr,
 struct sim_listener *sim_listen(struct sim *sim, const struct sockaddr *addr,
 				sim_accept_fn *fn, void *owner)
 {
-	struct sim_listener *l = must(calloc(1, sizeof(*l)));
+	struct sim_listener *l = sim_zeroed(sizeof(*l));
 
 	l->addr = addr_copy(addr);
 	l->fn = fn;
@@ -934,7 +955,7 @@ void sim_end_say(struct sim_end *end, const void *data, size_t len)
 		return;
 	if (end->wait_len + len > end->wait_max) {
 		end->wait_max = 2 * (end->wait_len + len);
-		end->wait = must(realloc(end->wait, end->wait_max));
+		end->wait = sim_grow(end->wait, end->wait_max);
 	}
 	memcpy(end->wait + end->wait_len, data, len);
 	end->wait_len += len;
@@ -1032,7 +1053,7 @@ unsigned sim_end_number(const struct sim_end *end)
 
 struct sim *sim_new(uint64_t seed, const struct sim_faults *faults)
 {
-	struct sim *sim = must(calloc(1, sizeof(*sim)));
+	struct sim *sim = sim_zeroed(sizeof(*sim));
 
 	assert(faults->window_min > 0);
 	assert(faults->window_min <= faults->window_max);

@@ -62,6 +62,13 @@ void sim_free(struct sim **sim);
 const struct sim_faults *sim_faults(const struct sim *sim);
 void sim_faults_set(struct sim *sim, const struct sim_faults *faults);
 
+/* --- memory of the simulation's own: no allocation of the product's --- */
+
+void *sim_grow(void *old, size_t size);
+void *sim_zeroed(size_t size);
+/* Is one of those two at work? */
+bool sim_allocates(void);
+
 /* --- chance: the seed's, or (aside) one that leaves the seed's alone --- */
 
 uint64_t sim_random(struct sim *sim);

@@ -257,12 +257,11 @@ static void write_message(struct writer *w, const struct vector *foul)
 
 		body->alone = true;
 	}
-	if (sim_chance(w->sim, 800)) {
-		struct sim_step *rset = line(w, SIM_REPLY_RSET, "RSET");
+	/* What is left open would swallow the next message's recipients. */
+	struct sim_step *rset = line(w, SIM_REPLY_RSET, "RSET");
 
-		about(rset, m, sent)->only_if_open = true;
-		rset->alone = true;
-	}
+	about(rset, m, sent)->only_if_open = true;
+	rset->alone = true;
 }
 
 static void write_ehlo(struct writer *w)

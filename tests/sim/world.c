@@ -8,6 +8,7 @@
 #include "balancer/balancer.h"
 #include "health/health.h"
 #include "proxy/config.h"
+#include "tests/sim/sim_heap.h"
 
 enum {
 	IDLE_TURNS_MAX = 2000, /* in a row, without an event */
@@ -211,10 +212,17 @@ static void config_retire(struct world *w)
 
 static void turn(struct world *w, unsigned i)
 {
-	if (!worker_turn(w->weir.workers[i])) {
+	uint64_t allocations = sim_heap_count();
+
+	sim_heap_watch(true);
+	bool goes_on = worker_turn(w->weir.workers[i]);
+	sim_heap_watch(false);
+	if (!goes_on) {
 		w->ended[i] = true;
 		w->running--;
 	}
+	if (sim_heap_count() != allocations)
+		sim_violation(w->sim, "worker %u allocates while it runs", i);
 	w->turns++;
 	if (sim_io_delivered(w->ios[i]) > 0)
 		w->idle_turns[i] = 0;

@@ -93,7 +93,4 @@ bool world_drain(struct world *w, int64_t within_us);
 /* The books must balance: at the end, when all workers have ended. */
 void world_check_books(struct world *w);
 
-/* Allocations that workers have made since they run. */
-uint64_t world_allocations(void);
-
 #endif
