@@ -151,9 +151,9 @@ static size_t least(size_t a, size_t b, size_t c)
 	return m < c ? m : c;
 }
 
-static char lower(char c)
+static bool same(char a, char b)
 {
-	return c >= 'A' && c <= 'Z' ? (char)(c - 'A' + 'a') : c;
+	return strncasecmp(&a, &b, 1) == 0;
 }
 
 /*
@@ -175,13 +175,13 @@ static size_t distance(const char *a, size_t a_len, const char *b, size_t b_len)
 
 		row[0] = i;
 		for (size_t j = 1; j <= b_len; j++) {
-			char x = lower(a[i - 1]);
-			char y = lower(b[j - 1]);
+			char x = a[i - 1];
+			char y = b[j - 1];
 
 			row[j] = least(last[j] + 1, row[j - 1] + 1,
-				       last[j - 1] + (x != y));
-			if (i > 1 && j > 1 && x == lower(b[j - 2]) &&
-			    y == lower(a[i - 2]) && before[j - 2] + 1 < row[j])
+				       last[j - 1] + !same(x, y));
+			if (i > 1 && j > 1 && same(x, b[j - 2]) &&
+			    same(y, a[i - 2]) && before[j - 2] + 1 < row[j])
 				row[j] = before[j - 2] + 1;
 		}
 	}
@@ -535,16 +535,14 @@ static bool read_hex(const char *text, size_t len, uint64_t *n)
 		return false;
 	*n = 0;
 	for (size_t i = 0; i < len; i++) {
-		char c = lower(text[i]);
-		unsigned digit;
+		static const char digits[] = "0123456789abcdefABCDEF";
+		const char *digit = memchr(digits, text[i], sizeof(digits) - 1);
 
-		if (c >= '0' && c <= '9')
-			digit = (unsigned)(c - '0');
-		else if (c >= 'a' && c <= 'f')
-			digit = (unsigned)(c - 'a') + 10;
-		else
+		if (digit == NULL)
 			return false;
-		*n = *n << 4 | digit;
+		size_t value = (size_t)(digit - digits);
+
+		*n = *n << 4 | (value < 16 ? value : value - 6);
 	}
 	return true;
 }
@@ -600,17 +598,18 @@ size_t control_age_format(int64_t ms, char text[CONTROL_AGE_MAX])
 	long long s = (long long)(ms > 0 ? ms / 1000 : 0);
 	int n;
 
-	if (s >= 86400)
+	if (s >= 86400) {
 		n = snprintf(text, CONTROL_AGE_MAX, "%lldd%lldh", s / 86400,
 			     s % 86400 / 3600);
-	else if (s >= 3600)
+	} else if (s >= 3600) {
 		n = snprintf(text, CONTROL_AGE_MAX, "%lldh%lldm", s / 3600,
 			     s % 3600 / 60);
-	else if (s >= 60)
+	} else if (s >= 60) {
 		n = snprintf(text, CONTROL_AGE_MAX, "%lldm%llds", s / 60,
 			     s % 60);
-	else
+	} else {
 		n = snprintf(text, CONTROL_AGE_MAX, "%llds", s);
+	}
 	assert(n > 0);
 	return (size_t)n;
 }

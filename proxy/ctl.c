@@ -401,16 +401,17 @@ static void age(char *text, size_t size, uint64_t s)
 {
 	unsigned long long n = s;
 
-	if (n >= 86400)
+	if (n >= 86400) {
 		(void)snprintf(text, size, "%llud%lluh", n / 86400,
 			       n % 86400 / 3600);
-	else if (n >= 3600)
+	} else if (n >= 3600) {
 		(void)snprintf(text, size, "%lluh%llum", n / 3600,
 			       n % 3600 / 60);
-	else if (n >= 60)
+	} else if (n >= 60) {
 		(void)snprintf(text, size, "%llum%llus", n / 60, n % 60);
-	else
+	} else {
 		(void)snprintf(text, size, "%llus", n);
+	}
 }
 
 static void bar(char text[BAR_WIDTH + 1], uint64_t used, uint64_t all)
@@ -468,11 +469,12 @@ static void print_head(const struct status *s, const struct info *last,
 		     (unsigned long long)i->messages_refused);
 	/* A restart in between would count backwards. */
 	if (seconds > 0 && i->messages >= last->messages &&
-	    i->connections >= last->connections)
+	    i->connections >= last->connections) {
 		(void)printf(", %.1f/s; %.1f connections/s",
 			     (double)(i->messages - last->messages) / seconds,
 			     (double)(i->connections - last->connections) /
 				     seconds);
+	}
 	(void)printf("\n\n");
 }
 
@@ -499,26 +501,30 @@ static void hint_backend(struct status *s, char *const f[COLUMN_COUNT])
 		     name, f[COLUMN_ADMIN]);
 	if (!ready)
 		return;
-	if (strcmp(state, "misconf") == 0)
+	if (strcmp(state, "misconf") == 0) {
 		hint(s,
 		     "%s refuses weir itself: \"weirctl show health\" has its "
 		     "reply; it must trust weir's address",
 		     name);
-	if (strcmp(state, "down") == 0)
+	}
+	if (strcmp(state, "down") == 0) {
 		hint(s,
 		     "%s fails its probes: \"weirctl show health\" says "
 		     "at which step",
 		     name);
-	if (strcmp(state, "ejected") == 0)
+	}
+	if (strcmp(state, "ejected") == 0) {
 		hint(s,
 		     "%s broke live sessions and rests; it is tried again "
 		     "by itself",
 		     name);
-	if (strcmp(state, "busy") == 0)
+	}
+	if (strcmp(state, "busy") == 0) {
 		hint(s,
 		     "%s says it is busy at %s of %s sessions: its own "
 		     "limit may be lower than max_sessions",
 		     name, f[COLUMN_SESSIONS], f[COLUMN_MAX]);
+	}
 }
 
 /* Who may get a session, were there room? */
@@ -598,37 +604,41 @@ static void hint_all(struct status *s)
 {
 	const struct info *i = &s->info;
 
-	if (s->backends == 0)
+	if (s->backends == 0) {
 		hint(s, "there is no backend: \"weirctl add backend NAME "
 			"address=ADDR:25\"");
-	else if (s->usable == 0)
+	} else if (s->usable == 0) {
 		hint(s, "no backend takes mail: clients are told to come "
 			"again (4xx)");
-	else if (s->full > 0)
+	} else if (s->full > 0) {
 		hint(s,
 		     "%u of %u backends %s full: add a backend or raise "
 		     "max_sessions",
 		     s->full, s->usable, s->full == 1 ? "is" : "are");
+	}
 	if (i->stressed)
 		hint(s, "weir is near max_sessions of [admission]: timeouts "
 			"are shorter until that is over");
 	if (strcmp(i->state, "running") != 0)
 		hint(s, "weir is shutting down: it takes no new sessions");
-	if (i->messages_unknown > 0)
+	if (i->messages_unknown > 0) {
 		hint(s,
 		     "%llu messages got no final reply from a backend; their "
 		     "senders will try again (result=unknown in the log)",
 		     (unsigned long long)i->messages_unknown);
-	if (i->log_dropped > 0)
+	}
+	if (i->log_dropped > 0) {
 		hint(s,
 		     "%llu log lines were dropped: the log's disk or pipe "
 		     "is too slow",
 		     (unsigned long long)i->log_dropped);
-	if (i->no_buffers > 0)
+	}
+	if (i->no_buffers > 0) {
 		hint(s,
 		     "buffers ran out %llu times: raise small_buffers or "
 		     "big_buffers",
 		     (unsigned long long)i->no_buffers);
+	}
 }
 
 static void print_hints(const struct status *s)
@@ -755,44 +765,61 @@ static int run(const char *path, char **words, int count, double every_s,
 	}
 }
 
-int main(int argc, char **argv)
-{
-	const char *path = DEFAULT_SOCKET;
-	struct answer answer = { 0 };
-	double every_s = 0;
-	int option;
+struct options {
+	const char *path;
+	double every_s;
+	bool done; /* nothing is left to do: end with .result */
 	int result;
+};
+
+static void read_options(int argc, char **argv, struct options *o)
+{
+	int option;
 
 	/* "+": options behind the command are the command's. */
-	while ((option = getopt(argc, argv, "+s:w:Vh")) != -1) {
+	while (!o->done && (option = getopt(argc, argv, "+s:w:Vh")) != -1) {
 		switch (option) {
 		case 's':
-			path = optarg;
+			o->path = optarg;
 			break;
 		case 'w':
-			if (!read_seconds(optarg, &every_s)) {
-				(void)fprintf(stderr,
-					      "weirctl: -w needs seconds, from "
+			if (read_seconds(optarg, &o->every_s))
+				break;
+			(void)fprintf(stderr, "weirctl: -w needs seconds, from "
 					      "0.1 to 86400\n");
-				return EXIT_TROUBLE;
-			}
+			o->done = true;
+			o->result = EXIT_TROUBLE;
 			break;
 		case 'V':
 			(void)printf("weirctl %s\n", WEIR_VERSION);
-			return EXIT_GOOD;
+			o->done = true;
+			break;
 		case 'h':
 			usage(stdout);
-			return EXIT_GOOD;
+			o->done = true;
+			break;
 		default:
 			usage(stderr);
-			return EXIT_TROUBLE;
+			o->done = true;
+			o->result = EXIT_TROUBLE;
+			break;
 		}
 	}
-	result = optind == argc ? usage_with_help(path, &answer)
-				: run(path, argv + optind, argc - optind,
-				      every_s, &answer);
+}
+
+int main(int argc, char **argv)
+{
+	struct options o = { .path = DEFAULT_SOCKET };
+	struct answer answer = { 0 };
+
+	read_options(argc, argv, &o);
+	if (!o.done && optind == argc)
+		o.result = usage_with_help(o.path, &answer);
+	else if (!o.done)
+		o.result = run(o.path, argv + optind, argc - optind, o.every_s,
+			       &answer);
 	free(answer.text);
-	if (fflush(stdout) != 0 && result == EXIT_GOOD)
-		result = EXIT_TROUBLE;
-	return result;
+	if (fflush(stdout) != 0 && o.result == EXIT_GOOD)
+		o.result = EXIT_TROUBLE;
+	return o.result;
 }

@@ -489,16 +489,17 @@ void report_end(struct report *r)
 	assert(r->at == 0);
 	if (r->format == REPORT_TEXT && !r->list)
 		align(r);
-	if (r->format == REPORT_JSON)
+	if (r->format == REPORT_JSON) {
 		n = snprintf(tail, sizeof(tail), "%s\"more\":%llu}\n",
 			     !r->list      ? "\n],"
 			     : r->rows > 0 ? ",\n"
 					   : "",
 			     (unsigned long long)r->more);
-	else if (r->more > 0)
+	} else if (r->more > 0) {
 		n = snprintf(tail, sizeof(tail), "%s%llu more not shown\n",
 			     r->format == REPORT_CSV ? "# " : "... ",
 			     (unsigned long long)r->more);
+	}
 	assert(n >= 0);
 	assert((size_t)n <= r->cap - r->len);
 	memcpy(r->buf + r->len, tail, (size_t)n);

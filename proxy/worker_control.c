@@ -253,13 +253,14 @@ static void set_backend(struct worker *w, const struct control_order *order,
 		work_log_change(w, &change);
 		say(reply, "ok: %s is %s", b->name,
 		    backend_admin_name(order->admin));
-		if (order->admin == BACKEND_READY)
+		if (order->admin == BACKEND_READY) {
 			say(reply, ", its health: %s\n",
 			    health_state_name(backend_state(b)));
-		else
+		} else {
 			say(reply, ", sessions left: %lu\n",
 			    (unsigned long)backend_gauge(
 				    b, BACKEND_GAUGE_sessions, w->now_ms));
+		}
 		return;
 	case CONTROL_SET_WEIGHT:
 		backend_set_weight(b, order->number);

@@ -711,15 +711,13 @@ static void put_ehlo(struct report *r, const struct backend *b)
 		if (!(ext >> i & 1))
 			continue;
 
-		const char *name = smtp_ext_name((enum smtp_ext)(1U << i));
-		size_t n = strlen(name);
+		int n = snprintf(text + len, sizeof(text) - len, "%s%s",
+				 len > 0 ? " " : "",
+				 smtp_ext_name((enum smtp_ext)(1U << i)));
 
-		if (n + 1 > sizeof(text) - len)
+		if (n < 0 || (size_t)n >= sizeof(text) - len)
 			break;
-		if (len > 0)
-			text[len++] = ' ';
-		memcpy(text + len, name, n);
-		len += n;
+		len += (size_t)n;
 	}
 	report_text(r, text, len);
 }
