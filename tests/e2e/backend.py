@@ -48,21 +48,20 @@ class Peer:
 
     def data(self):
         """Read until CRLF.CRLF."""
-        took = b"\r\n"
+        took = bytearray(b"\r\n")  # so that a dot line may come first
+        seen = 0
         while True:
-            at = (took + self.buffer).find(b"\r\n.\r\n")
-            if at >= 0:
-                joined = took + self.buffer
-                self.body = joined[2:at + 2].replace(b"\r\n..", b"\r\n.")
-                if self.body.startswith(b".."):
-                    self.body = self.body[1:]
-                self.buffer = joined[at + 5:]
-                self.whole = True
-                return
             took += self.buffer
             self.buffer = b""
-            self.body = took[2:]
+            at = took.find(b"\r\n.\r\n", max(seen - 4, 0))
+            seen = len(took)
+            if at >= 0:
+                break
             self.fill()
+        body = bytes(took[:at + 2]).replace(b"\r\n..", b"\r\n.")
+        self.body = body[2:]
+        self.buffer = bytes(took[at + 5:])
+        self.whole = True
 
     def reset(self):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
@@ -98,9 +97,9 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
         ["250-fake.test"] + ["250-" + k for k in keywords[:-1]] +
         ["250 " + keywords[-1]])
 
-    def answer(peer, what):
+    def answer(peer, what, keep=False):
         if isinstance(what, list):
-            return all([answer(peer, x) for x in what])
+            return [answer(peer, x, keep) for x in what][0]
         if isinstance(what, Wait):
             what.event.wait(60)
             what = what.reply
@@ -116,6 +115,8 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
                 peer.buffer = b""
                 peer.fill()
         if what:
+            if keep and what[:3] in ("250", b"250"):
+                peer.backend.keep(peer)  # first it stores, then it says so
             peer.send(what)
         return what
 
@@ -130,8 +131,7 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
             answer(peer, "250 2.0.0 chunk")
             return
         peer.whole = True
-        if str(answer(peer, end)).startswith("250"):
-            peer.backend.keep(peer)
+        answer(peer, end, keep=True)
         peer.body, peer.whole = b"", False
 
     def play(peer):
@@ -156,9 +156,7 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
                 if not str(answer(peer, data)).startswith("354"):
                     continue
                 peer.data()
-                said = answer(peer, end)
-                if str(said).startswith("250"):
-                    peer.backend.keep(peer)
+                answer(peer, end, keep=True)
                 peer.body, peer.whole = b"", False
             elif verb == "QUIT":
                 peer.send("221 2.0.0 bye")

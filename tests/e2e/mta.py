@@ -112,10 +112,11 @@ class Postfix(Server):
         entry = pwd.getpwnam("vmail")
         self.configure("main.cf", "etc/main.cf", uid=entry.pw_uid,
                        gid=entry.pw_gid, per_client=set_("per_client", 0),
-                       processes=set_("processes", 100),
+                       processes=100,
                        screen_access=set_("screen_access", ""))
         self.configure("master.cf", "etc/master.cf", smtpd=self.port,
-                       screen=self.screen, screened=set_("screened", "-"))
+                       screen=self.screen, screened=set_("screened", "-"),
+                       processes=set_("smtpd_processes", "-"))
         etc = os.path.join(self.dir, "etc")
         open(os.path.join(etc, "dynamicmaps.cf"), "a").close()
         # postlogd waits for itself if its file is missing

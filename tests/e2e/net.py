@@ -106,7 +106,8 @@ class Host:
         sh("ip", "link", "set", self.link, "mtu", str(octets))
 
     def kill_connections(self, port):
-        sh("ip", "netns", "exec", self.name, "ss", "-K", f"sport = :{port}")
+        sh("ip", "netns", "exec", self.name, "ss", "-K", "state",
+           "connected", f"sport = :{port}")
 
     def clear(self):
         self.nft("flush chain inet f in")

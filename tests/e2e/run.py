@@ -51,9 +51,14 @@ class Lines(unittest.TestResult):
         self.line("skip", test, ": " + reason)
 
     def fail(self, test, err):
+        """Where in our own files, and what."""
         self.line("FAIL", test)
-        text = "".join(traceback.format_exception(*err))
-        print("      " + text.rstrip().replace("\n", "\n      "), flush=True)
+        for frame in traceback.extract_tb(err[2]):
+            if frame.filename.startswith(world.HERE):
+                print(f"      {os.path.basename(frame.filename)}:"
+                      f"{frame.lineno}: {frame.line}")
+        text = "".join(traceback.format_exception_only(*err[:2])).rstrip()
+        print("      " + text[:3000].replace("\n", "\n      "), flush=True)
 
     def addFailure(self, test, err):
         super().addFailure(test, err)

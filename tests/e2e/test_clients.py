@@ -51,7 +51,7 @@ class Clients(lib.Case):
             with smtplib.SMTP("127.0.0.1", proxy.port, "client.test",
                               timeout=lib.PATIENCE) as s:
                 s.sendmail(sender, ["u@local.test"], message.data,
-                           mail_options=["BODY=8BITMIME", "SIZE=3000"])
+                           mail_options=["BODY=8BITMIME"])
 
         def stdin_of(path):
             file = open(path, "rb")

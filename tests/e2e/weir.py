@@ -34,8 +34,8 @@ STANDARD = {
                   "tarpit": "0"},
     "timeouts": {},
     "farm": {},
-    "health": {"interval": "1s", "down_interval": "500ms", "eject": "500ms",
-               "eject_max": "1s"},
+    "health": {"interval": "1s", "down_interval": "100ms", "rise": 1,
+               "eject": "500ms", "eject_max": "1s"},
 }
 
 
@@ -152,7 +152,7 @@ class Weir:
 
     @staticmethod
     def is_up(row):
-        return "up" in row.values()
+        return row["state"] == "up"
 
     def stop(self, expect=0, patience=60):
         """SIGTERM, and it must end well."""
@@ -222,9 +222,9 @@ class Weir:
         return out
 
     def rows(self):
-        """`show stat json`: one dict for each backend."""
-        stat = json.loads(self.ctl("show", "stat", "json"))
-        return stat["backends"] if isinstance(stat, dict) else stat
+        """`show backends json`: one dict for each backend."""
+        answer = json.loads(self.ctl("show", "backends", "json"))
+        return answer["backends"]
 
     def row(self, name):
         return next(row for row in self.rows() if row.get("name") == name)
