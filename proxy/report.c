@@ -483,7 +483,7 @@ static void align(struct report *r)
 
 void report_end(struct report *r)
 {
-	char tail[TAIL_MAX];
+	char tail[TAIL_MAX] = "";
 	int n = 0;
 
 	assert(r->at == 0);

@@ -271,11 +271,18 @@ static const struct report_column stat_columns[STAT_COUNT] = { STAT_FIELDS(
 
 enum stat_type { STAT_FRONTEND, STAT_BACKEND, STAT_SERVER, STAT_LISTENER };
 
-/* A row; a word wins over a number, and no known number is nothing. */
+enum { STAT_WORDS_MAX = 8 };
+
+/* A row: a few words, numbers, and the rest is not known. */
 struct stat_row {
-	const char *words[STAT_COUNT];
+	unsigned word_count;
+	struct {
+		enum stat_field field;
+		const char *word;
+	} words[STAT_WORDS_MAX];
 	uint64_t numbers[STAT_COUNT];
 	bool known[STAT_COUNT];
+	char address[BACKEND_ADDRESS_MAX]; /* what a word may point to */
 };
 
 static void set(struct stat_row *row, enum stat_field field, uint64_t n)
@@ -284,11 +291,31 @@ static void set(struct stat_row *row, enum stat_field field, uint64_t n)
 	row->known[field] = true;
 }
 
+static void set_word(struct stat_row *row, enum stat_field field,
+		     const char *word)
+{
+	assert(row->word_count < STAT_WORDS_MAX);
+	row->words[row->word_count].field = field;
+	row->words[row->word_count].word = word;
+	row->word_count++;
+}
+
+static const char *word_of(const struct stat_row *row, unsigned field)
+{
+	for (unsigned i = 0; i < row->word_count; i++) {
+		if (row->words[i].field == field)
+			return row->words[i].word;
+	}
+	return NULL;
+}
+
 static void put_stat(struct report *r, const struct stat_row *row)
 {
 	for (unsigned i = 0; i < STAT_COUNT; i++) {
-		if (row->words[i] != NULL)
-			report_word(r, row->words[i]);
+		const char *word = word_of(row, i);
+
+		if (word != NULL)
+			report_word(r, word);
 		else if (row->known[i])
 			report_number(r, (int64_t)row->numbers[i]);
 		else
@@ -300,33 +327,33 @@ static void begin_stat(struct stat_row *row, enum stat_type type,
 		       const char *pxname, const char *svname)
 {
 	memset(row, 0, sizeof(*row));
-	row->words[STAT_pxname] = pxname;
-	row->words[STAT_svname] = svname;
-	row->words[STAT_mode] = "tcp";
+	set_word(row, STAT_pxname, pxname);
+	set_word(row, STAT_svname, svname);
+	set_word(row, STAT_mode, "tcp");
 	set(row, STAT_type, type);
 	set(row, STAT_pid, 1);
 	set(row, STAT_iid, type == STAT_SERVER || type == STAT_BACKEND ? 2 : 1);
 	set(row, STAT_sid, 0);
 }
 
-static void stat_frontend(struct worker *w, struct report *r)
+static void stat_frontend(struct worker *w, struct report *r,
+			  struct stat_row *row)
 {
-	struct stat_row row;
 	struct totals t;
 
 	add_up(w, &t);
-	begin_stat(&row, STAT_FRONTEND, "weir", "FRONTEND");
-	row.words[STAT_status] = w->draining ? "STOP" : "OPEN";
-	set(&row, STAT_scur, t.open);
-	set(&row, STAT_slim, admission_sessions_max(w->weir->admission));
-	set(&row, STAT_stot, t.counters[STATS_connections]);
-	set(&row, STAT_conn_tot, t.counters[STATS_connections]);
-	set(&row, STAT_bin, t.counters[STATS_octets_in]);
-	set(&row, STAT_bout, t.counters[STATS_octets_out]);
-	set(&row, STAT_ereq, t.counters[STATS_errors]);
-	set(&row, STAT_req_tot, t.counters[STATS_messages]);
-	set(&row, STAT_dcon, t.counters[STATS_refused]);
-	put_stat(r, &row);
+	begin_stat(row, STAT_FRONTEND, "weir", "FRONTEND");
+	set_word(row, STAT_status, w->draining ? "STOP" : "OPEN");
+	set(row, STAT_scur, t.open);
+	set(row, STAT_slim, admission_sessions_max(w->weir->admission));
+	set(row, STAT_stot, t.counters[STATS_connections]);
+	set(row, STAT_conn_tot, t.counters[STATS_connections]);
+	set(row, STAT_bin, t.counters[STATS_octets_in]);
+	set(row, STAT_bout, t.counters[STATS_octets_out]);
+	set(row, STAT_ereq, t.counters[STATS_errors]);
+	set(row, STAT_req_tot, t.counters[STATS_messages]);
+	set(row, STAT_dcon, t.counters[STATS_refused]);
+	put_stat(r, row);
 }
 
 /* Sessions of each listener of the configuration. */
@@ -347,23 +374,23 @@ static void count_listeners(struct worker *w,
 	}
 }
 
-static void stat_listeners(struct worker *w, struct report *r)
+static void stat_listeners(struct worker *w, struct report *r,
+			   struct stat_row *row)
 {
 	uint64_t sessions[CONFIG_LISTENERS_MAX] = { 0 };
-	char address[BACKEND_ADDRESS_MAX];
-	struct stat_row row;
 
 	count_listeners(w, sessions);
 	for (unsigned i = 0; i < w->config->listener_count; i++) {
 		const struct config_listener *l = &w->config->listeners[i];
 
-		begin_stat(&row, STAT_LISTENER, "weir", l->name);
-		weir_address_text(&l->listen[0], address, sizeof(address));
-		row.words[STAT_addr] = address;
-		row.words[STAT_status] = w->draining ? "STOP" : "OPEN";
-		set(&row, STAT_scur, sessions[i]);
-		set(&row, STAT_sid, i + 1);
-		put_stat(r, &row);
+		begin_stat(row, STAT_LISTENER, "weir", l->name);
+		weir_address_text(&l->listen[0], row->address,
+				  sizeof(row->address));
+		set_word(row, STAT_addr, row->address);
+		set_word(row, STAT_status, w->draining ? "STOP" : "OPEN");
+		set(row, STAT_scur, sessions[i]);
+		set(row, STAT_sid, i + 1);
+		put_stat(r, row);
 	}
 }
 
@@ -477,59 +504,59 @@ static void stat_load(const struct worker *w, const struct backend *b,
 }
 
 static void stat_server(struct worker *w, struct report *r, struct backend *b,
-			struct stat_row *sum)
+			struct stat_row *row, struct stat_row *sum)
 {
 	struct backend_view view;
-	struct stat_row row;
 
 	backend_look(b, &view);
-	begin_stat(&row, STAT_SERVER, "farm", b->name);
-	stat_load(w, b, &row);
+	begin_stat(row, STAT_SERVER, "farm", b->name);
+	stat_load(w, b, row);
 	for (unsigned i = 0; i < STAT_COUNT; i++) {
-		if (!row.known[i] || i == STAT_type || i == STAT_pid ||
+		if (!row->known[i] || i == STAT_type || i == STAT_pid ||
 		    i == STAT_iid || i == STAT_sid)
 			continue;
-		set(sum, (enum stat_field)i, sum->numbers[i] + row.numbers[i]);
+		set(sum, (enum stat_field)i, sum->numbers[i] + row->numbers[i]);
 	}
-	row.words[STAT_status] = stat_status(b);
-	row.words[STAT_addr] = b->address;
-	set(&row, STAT_sid, b->index + 1U);
-	set(&row, STAT_smax,
+	set_word(row, STAT_status, stat_status(b));
+	set_word(row, STAT_addr, b->address);
+	set(row, STAT_sid, b->index + 1U);
+	set(row, STAT_smax,
 	    backend_gauge(b, BACKEND_GAUGE_sessions_peak, w->now_ms));
-	set(&row, STAT_lastchg,
+	set(row, STAT_lastchg,
 	    (uint64_t)(w->now_ms - view.health.since_ms) / 1000);
 	if (view.report.outcome != PROBE_NONE) {
-		row.words[STAT_check_status] = stat_check(view.report.outcome);
-		row.words[STAT_check_desc] = probe_outcome_help(
-			view.report.outcome);
-		row.words[STAT_last_chk] = probe_outcome_name(
-			view.report.outcome);
-		set(&row, STAT_check_duration,
+		set_word(row, STAT_check_status,
+			 stat_check(view.report.outcome));
+		set_word(row, STAT_check_desc,
+			 probe_outcome_help(view.report.outcome));
+		set_word(row, STAT_last_chk,
+			 probe_outcome_name(view.report.outcome));
+		set(row, STAT_check_duration,
 		    (uint64_t)probe_took_ms(&view.report));
 		if (view.report.code != 0)
-			set(&row, STAT_check_code, view.report.code);
+			set(row, STAT_check_code, view.report.code);
 	}
-	set(&row, STAT_check_rise, w->weir->farm->policy.rise);
-	set(&row, STAT_check_fall, w->weir->farm->policy.fall);
-	put_stat(r, &row);
+	set(row, STAT_check_rise, w->weir->farm->policy.rise);
+	set(row, STAT_check_fall, w->weir->farm->policy.fall);
+	put_stat(r, row);
 }
 
 static void show_stat(struct worker *w, struct report *r)
 {
 	struct farm *farm = w->weir->farm;
-	struct stat_row sum;
+	struct stat_row row, sum;
 
 	report_table(r, "stat", "# ", stat_columns, STAT_COUNT);
-	stat_frontend(w, r);
-	stat_listeners(w, r);
+	stat_frontend(w, r, &row);
+	stat_listeners(w, r, &row);
 	begin_stat(&sum, STAT_BACKEND, "farm", "BACKEND");
 	for (uint16_t i = 0; i < farm_size(farm); i++) {
 		struct backend *b = farm_at(farm, i);
 
 		if (b != NULL)
-			stat_server(w, r, b, &sum);
+			stat_server(w, r, b, &row, &sum);
 	}
-	sum.words[STAT_status] = sum.numbers[STAT_act] > 0 ? "UP" : "DOWN";
+	set_word(&sum, STAT_status, sum.numbers[STAT_act] > 0 ? "UP" : "DOWN");
 	put_stat(r, &sum);
 }
 
