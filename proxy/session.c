@@ -279,11 +279,11 @@ static void admitted(struct session *s, const struct session_env *env,
 {
 	if (s->state != SESSION_GREETING)
 		return;
-	if (s->listener->greeting_delay_ms > 0)
-		set_deadline(s, env,
-			     env->now_ms + s->listener->greeting_delay_ms);
-	else
+	if (s->listener->greeting_delay_ms == 0) {
 		greet(s, env, plan);
+		return;
+	}
+	set_deadline(s, env, env->now_ms + s->listener->greeting_delay_ms);
 }
 
 /* RFC 5321, section 4.3.1: the client waits for the greeting. */
@@ -531,13 +531,12 @@ static void end_swallowed(struct session *s, const struct session_env *env,
 	session_part(s, plan);
 	stats_add(&env->stats->messages_refused, 1);
 	session_end_message(s, plan, s->message.stage, s->message.class, code);
-	if (code == 421)
-		session_finish(s, plan,
-			       s->errors > env->config->admission.max_errors
-				       ? STATS_CLOSE_ERRORS
-				       : STATS_CLOSE_BACKEND_421);
-	else
+	if (code != 421)
 		next_command(s, env, plan);
+	else if (s->errors > env->config->admission.max_errors)
+		session_finish(s, plan, STATS_CLOSE_ERRORS);
+	else
+		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
 }
 
 uint64_t session_size_limit(const struct session *s,
@@ -762,6 +761,16 @@ static bool session_time_is_up(const struct session *s,
 	int64_t whole_ms = env->config->timeouts.session_ms;
 
 	return whole_ms > 0 && env->now_ms >= s->opened_ms + whole_ms;
+}
+
+bool session_defer(struct session *s, const struct session_env *env)
+{
+	if (s->state != SESSION_BODY && s->state != SESSION_CHUNK)
+		return false;
+	if (session_time_is_up(s, env))
+		return false;
+	session_await_body(s, env);
+	return true;
 }
 
 static void no_backend(struct session *s, const struct session_env *env,

@@ -235,6 +235,13 @@ bool session_wants(const struct session *s);
 void session_kill(struct session *s, struct session_plan *plan,
 		  enum stats_close reason);
 
+/*
+ * The deadline has come, but octets of a body lie unread, since the backend
+ * takes none: that is not the client's silence.  False: the time is up all
+ * the same; deliver TIMEOUT.
+ */
+bool session_defer(struct session *s, const struct session_env *env);
+
 /* Stress began or ended: deadlines of those who talk are drawn anew. */
 void session_stress(struct session *s, const struct session_env *env);
 

@@ -189,12 +189,12 @@ static bool rcpt(const struct saying *c)
 	const char *refusal = rcpt_refusal(c);
 	const char *later = NULL;
 
-	if (refusal == NULL && s->transaction == SESSION_MAIL_BROKEN)
+	if (s->message.rcpts >= c->env->config->admission.max_recipients)
+		later = "452 4.5.3 Too many recipients\r\n";
+	if (s->transaction == SESSION_MAIL_BROKEN) {
 		later = "451 4.3.0 The mail server was lost, please try "
 			"again\r\n";
-	else if (refusal == NULL &&
-		 s->message.rcpts >= c->env->config->admission.max_recipients)
-		later = "452 4.5.3 Too many recipients\r\n";
+	}
 
 	if (refusal != NULL || later != NULL) {
 		if (s->due > 0)

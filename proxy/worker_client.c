@@ -743,7 +743,9 @@ void client_timer(struct worker *w, struct client *c)
 	if (stuck) {
 		kill_for(w, c, STATS_CLOSE_CLIENT_STUCK);
 		settle(w, c);
-	} else if (w->now_ms >= c->session.deadline_ms) {
+	} else if (w->now_ms >= c->session.deadline_ms &&
+		   (c->in.first == NULL ||
+		    !session_defer(&c->session, &w->env))) {
 		client_tell(w, c, &timeout);
 	} else {
 		settle(w, c);

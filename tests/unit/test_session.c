@@ -1515,6 +1515,25 @@ static void a_kill_behind_the_end_of_data_leaves_it_unknown(void **state)
 	world_close();
 }
 
+static void time_that_the_backend_took_is_not_the_clients(void **state)
+{
+	(void)state;
+	world_open(&in_data);
+	for (const struct move *m = in_data.moves; m->kind != END; m++)
+		move_on(m, CUT_NOWHERE, &(size_t){ 0 });
+	w->env.now_ms = w->s.deadline_ms;
+	assert_true(session_defer(&w->s, &w->env));
+	assert_int_equal(w->s.deadline_ms, w->env.now_ms + 180000);
+	config->timeouts.session_ms = 1000;
+	assert_false(session_defer(&w->s, &w->env));
+	world_close();
+	world_open(&at_final);
+	for (const struct move *m = at_final.moves; m->kind != END; m++)
+		move_on(m, CUT_NOWHERE, &(size_t){ 0 });
+	assert_false(session_defer(&w->s, &w->env));
+	world_close();
+}
+
 /* ---- every event in every state ---- */
 
 static const struct talk places[] = {
@@ -1578,6 +1597,7 @@ static const struct move words[] = {
 	GONE,
 	ADMIT,
 	DO(DRAIN),
+	DO(TIMEOUT),
 	SAID(REFUSED, TCP, OK, 0, "421 4.7.0 no\r\n"),
 	BOUND,
 	BOUND_POOR,
@@ -1788,6 +1808,7 @@ int main(void)
 		cmocka_unit_test(a_failover_is_one_transaction_with_two_tries),
 		cmocka_unit_test(
 			a_kill_behind_the_end_of_data_leaves_it_unknown),
+		cmocka_unit_test(time_that_the_backend_took_is_not_the_clients),
 		cmocka_unit_test(every_event_is_defined_in_every_state),
 		cmocka_unit_test(a_random_walk_breaks_no_rule),
 	};
