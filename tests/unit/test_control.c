@@ -225,9 +225,10 @@ static void a_line_may_be_as_long_as_it_may(void **state)
 			 CONTROL_EMPTY);
 	/* 64 words, the last of which fills the line. */
 	memset(line, 'z', sizeof(line));
-	memcpy(line, "add backend ", 12);
-	for (size_t i = 0; i < 61; i++)
-		memcpy(line + 12 + i * 2, "k ", 2);
+	for (size_t i = 0; i < 12; i++)
+		line[i] = "add backend "[i];
+	for (size_t i = 12; i < 12 + 61 * 2; i++)
+		line[i] = i % 2 == 0 ? 'k' : ' ';
 	assert_int_equal(control_parse(line, sizeof(line), &order, error),
 			 CONTROL_ORDER);
 	assert_int_equal(order.arg_count, 61);

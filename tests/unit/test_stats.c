@@ -78,10 +78,11 @@ static void reasons_to_close_have_names_and_help(void **state)
 
 		assert_key(stats_close_name(reason));
 		assert_true(strlen(stats_close_help(reason)) > 5);
-		for (unsigned k = 0; k < i; k++)
+		for (unsigned k = 0; k < i; k++) {
 			assert_string_not_equal(
 				stats_close_name(reason),
 				stats_close_name((enum stats_close)k));
+		}
 	}
 }
 

@@ -180,7 +180,7 @@ static void sleeping_until_next_reaches_every_deadline(void **state)
 static void a_timer_is_never_early(void **state)
 {
 	(void)state;
-	for (int64_t ms = 1; ms < 3 * TIMER_TICK_MS; ms++) {
+	for (int64_t ms = 1; ms < INT64_C(3) * TIMER_TICK_MS; ms++) {
 		begin(1000);
 		set(0, 1000 + ms);
 		assert_null(timer_due(&wheel, 1000 + ms - 1));
