@@ -98,6 +98,14 @@ void session_await_body(struct session *s, const struct session_env *env)
 
 /* ---- endings ---- */
 
+/* What was sent behind MAIL is as if it had not been: it waits where it was. */
+static void forget_ahead(struct session *s)
+{
+	s->ahead = 0;
+	s->ahead_rcpts = 0;
+	s->ahead_data = false;
+}
+
 /* Part from the backend so that nothing half said is taken for a message. */
 void session_part(struct session *s, struct session_plan *plan)
 {
@@ -106,13 +114,15 @@ void session_part(struct session *s, struct session_plan *plan)
 	if (s->state == SESSION_BINDING) {
 		session_add(plan, SESSION_DO_QUIT);
 	} else if (s->bound) {
-		if (s->state == SESSION_DATA || s->state == SESSION_BODY ||
-		    s->state == SESSION_CHUNK || s->state == SESSION_FINAL)
+		if (s->ahead_data || s->state == SESSION_DATA ||
+		    s->state == SESSION_BODY || s->state == SESSION_CHUNK ||
+		    s->state == SESSION_FINAL)
 			clean = false;
 		session_add(plan, clean ? SESSION_DO_QUIT : SESSION_DO_RESET);
 	}
 	s->bound = false;
 	s->due = 0;
+	forget_ahead(s);
 }
 
 /* The transaction is over, whatever became of it: one log line. */
@@ -660,6 +670,35 @@ static void chunk_octets(struct session *s, const struct session_env *env,
 		session_chunk_done(s, env, plan);
 }
 
+/* ---- behind MAIL ---- */
+
+static bool may_look_ahead(const struct session *s)
+{
+	return s->pipelining && !s->ahead_data && s->line_len == 0 &&
+	       !s->skipping;
+}
+
+/* The next line behind MAIL, if it is whole and in this buffer. */
+static void look_ahead(struct session *s, const struct session_env *env,
+		       const struct session_event *ev,
+		       struct session_plan *plan)
+{
+	struct smtp_line line = { 0 };
+	const char *text = ev->data;
+	size_t len = ev->len;
+
+	if (!may_look_ahead(s) || len <= s->ahead)
+		return;
+	text += s->ahead;
+	len -= s->ahead;
+	if (smtp_line_scan(text, len, max_of(text, len), &line) !=
+	    SMTP_SCAN_LINE)
+		return;
+	if (session_send_ahead(s, env, line.text, line.len, len > line.eaten,
+			       plan))
+		s->ahead += (unsigned)line.eaten;
+}
+
 static void octets(struct session *s, const struct session_env *env,
 		   const struct session_event *ev, struct session_plan *plan)
 {
@@ -689,8 +728,10 @@ static void octets(struct session *s, const struct session_env *env,
 	case SESSION_CLOSED:
 		plan->consumed = ev->len;
 		return;
-	case SESSION_BINDING:
 	case SESSION_MAIL:
+		look_ahead(s, env, ev, plan);
+		return;
+	case SESSION_BINDING:
 	case SESSION_FINAL:
 	case SESSION_STATES:
 		return;
@@ -706,12 +747,13 @@ bool session_wants(const struct session *s)
 		return !s->resting;
 	case SESSION_DATA:
 		return !s->premature;
+	case SESSION_MAIL:
+		return may_look_ahead(s);
 	case SESSION_BODY:
 	case SESSION_CHUNK:
 	case SESSION_CLOSED:
 		return true;
 	case SESSION_BINDING:
-	case SESSION_MAIL:
 	case SESSION_FINAL:
 	case SESSION_STATES:
 		break;
@@ -975,6 +1017,7 @@ static void lose(struct session *s, const struct session_env *env,
 	switch (s->state) {
 	case SESSION_MAIL:
 		s->due = 0;
+		forget_ahead(s);
 		if (s->reused) /* it may just have come to its end */
 			s->message.tries--;
 		try_another(s, env, plan, BUSY_STAGE_MAIL, class);
@@ -1070,8 +1113,32 @@ static void let_go(struct session *s, const struct session_event *ev,
 	bool keep = ev->code != 421 && !busy_actions(ev->class)->retire &&
 		    !open;
 
+	if (s->ahead > 0) {
+		session_part(s, plan); /* it has more to answer */
+		return;
+	}
+
 	session_add(plan, keep ? SESSION_DO_KEEP : SESSION_DO_QUIT);
 	s->bound = false;
+}
+
+/* MAIL is accepted: what was sent behind it counts. */
+static void catch_up(struct session *s, const struct session_env *env,
+		     struct session_plan *plan)
+{
+	unsigned lines = s->ahead_rcpts + s->ahead_data;
+
+	plan->consumed = s->ahead;
+	stats_add(&env->stats->commands, lines);
+	s->message.rcpts = s->ahead_rcpts;
+	s->due = lines;
+	if (s->ahead_data)
+		s->state = SESSION_DATA;
+	else if (lines > 0)
+		s->state = SESSION_COMMAND;
+	else
+		next_command(s, env, plan);
+	forget_ahead(s);
 }
 
 static void mail_replied(struct session *s, const struct session_env *env,
@@ -1087,7 +1154,7 @@ static void mail_replied(struct session *s, const struct session_env *env,
 		relay(plan, 0);
 		s->transaction = SESSION_MAIL_OPEN;
 		stats_add(&env->stats->transactions, 1);
-		next_command(s, env, plan);
+		catch_up(s, env, plan);
 		return;
 	}
 	/* A connection that served before may have come to its end. */

@@ -24,8 +24,10 @@
  *
  *  - a command that weir answers itself waits until every reply due from the
  *    backend has been relayed: it is simply not consumed before;
- *  - MAIL waits for its reply, since until that is relayed another backend
- *    may take its place; RCPT, DATA and BDAT are pipelined behind it.
+ *  - until MAIL's reply is relayed another backend may take its place.  So
+ *    what a client has pipelined behind MAIL is sent ahead, in one burst, but
+ *    not consumed: it is still there for the next backend, or for weir's own
+ *    answers if MAIL is refused.
  *
  * Promise 1 is one line here: the only 2xx to the end of data are those of
  * SESSION_DO_RELAY with stage EOD.
@@ -182,12 +184,16 @@ struct session {
 	bool early;        /* an early talker that is let be */
 	bool farewell;     /* QUIT was said */
 	bool client_gone;
-	bool eof;         /* the client has ended its side */
-	bool resting;     /* tarpit: reads nothing until deadline_ms */
-	unsigned due;     /* replies the client awaits from the backend */
-	unsigned offered; /* extensions that our EHLO reply named */
-	unsigned need;    /* what this transaction wants of a backend */
-	unsigned ext;     /* what the bound backend offers */
+	bool eof;               /* the client has ended its side */
+	bool resting;           /* tarpit: reads nothing until deadline_ms */
+	bool ahead_data;        /* DATA is the last of what was sent ahead */
+	unsigned due;           /* replies the client awaits from the backend */
+	unsigned offered;       /* extensions that our EHLO reply named */
+	unsigned need;          /* what this transaction wants of a backend */
+	unsigned ext;           /* what the bound backend offers */
+	unsigned ahead;         /* octets of the next ones, sent behind MAIL */
+	unsigned ahead_rcpts;   /* RCPTs among them */
+	unsigned rcpts_counted; /* against the rate, of this message */
 	unsigned errors;
 	unsigned messages;     /* transactions that ended with a 2xx */
 	unsigned transactions; /* MAILs that were sent to a backend */
@@ -220,7 +226,8 @@ void session_init(struct session *s, const struct config_listener *listener,
  * expect makes an empty plan, never an error.
  *
  * OCTETS: what plan->consumed leaves is to be given again, when
- * session_wants() says so: after each other event.
+ * session_wants() says so: after each other event.  REPLY too may consume
+ * some of the octets that were left, all of them from one buffer.
  */
 void session_step(struct session *s, const struct session_env *env,
 		  const struct session_event *event, struct session_plan *plan);

@@ -41,7 +41,6 @@ static void forward(const struct saying *c, enum busy_stage stage)
 	act->stage = stage;
 	act->text = c->text;
 	act->len = c->len + 2;
-	c->s->due++;
 	c->s->deadline_ms = INT64_MAX;
 }
 
@@ -156,6 +155,7 @@ static bool mail(const struct saying *c)
 	s->size_said = c->cmd->ext & SMTP_EXT_SIZE ? c->cmd->size : 0;
 	s->chunk_failed = false;
 	s->premature = false;
+	s->rcpts_counted = 0;
 	/* What was offered may still be used further on. */
 	s->need = c->cmd->ext |
 		  (s->offered & (SMTP_EXT_CHUNKING | SMTP_EXT_DSN));
@@ -183,6 +183,19 @@ static const char *rcpt_refusal(const struct saying *c)
 	return NULL;
 }
 
+/* Count the message's recipient `at` against the rate, once. */
+static bool is_within_rate(const struct saying *c, unsigned at)
+{
+	struct session *s = c->s;
+
+	if (at < s->rcpts_counted)
+		return true;
+	if (!admission_recipient(c->env->admission, &s->ticket, c->env->now_ms))
+		return false;
+	s->rcpts_counted++;
+	return true;
+}
+
 static bool rcpt(const struct saying *c)
 {
 	struct session *s = c->s;
@@ -207,8 +220,7 @@ static bool rcpt(const struct saying *c)
 	}
 	if (!room(s))
 		return false;
-	if (!admission_recipient(c->env->admission, &s->ticket,
-				 c->env->now_ms)) {
+	if (!is_within_rate(c, s->message.rcpts)) {
 		if (s->due > 0)
 			return false;
 		stats_add(&c->env->stats->rate_limited, 1);
@@ -218,6 +230,7 @@ static bool rcpt(const struct saying *c)
 	}
 	s->message.rcpts++;
 	forward(c, BUSY_STAGE_RCPT);
+	s->due++;
 	return true;
 }
 
@@ -264,6 +277,7 @@ static bool data(const struct saying *c)
 	if (!room(s))
 		return false;
 	forward(c, BUSY_STAGE_DATA);
+	s->due++;
 	s->state = SESSION_DATA;
 	s->premature = c->more;
 	return true;
@@ -346,6 +360,7 @@ static bool bdat(const struct saying *c)
 		swallow_chunk(c, refusal);
 	} else {
 		forward(c, s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA);
+		s->due++;
 		s->message.chunked = true;
 		if (s->message.data_ms == 0)
 			s->message.data_ms = c->env->now_ms;
@@ -451,4 +466,51 @@ bool session_command(struct session *s, const struct session_env *env,
 			session_turn(s, env, plan);
 	}
 	return done;
+}
+
+/* ---- behind MAIL ---- */
+
+static bool rcpt_ahead(const struct saying *c)
+{
+	struct session *s = c->s;
+
+	if ((c->cmd->ext & ~s->offered) ||
+	    (c->cmd->has_8bit && !(s->need & SMTP_EXT_SMTPUTF8)) ||
+	    s->ahead_rcpts >= c->env->config->admission.max_recipients ||
+	    !is_within_rate(c, s->ahead_rcpts))
+		return false;
+	forward(c, BUSY_STAGE_RCPT);
+	s->ahead_rcpts++;
+	return true;
+}
+
+static bool data_ahead(const struct saying *c)
+{
+	struct session *s = c->s;
+
+	if (s->ahead_rcpts == 0 || s->body_type == SMTP_BODY_BINARYMIME)
+		return false;
+	forward(c, BUSY_STAGE_DATA);
+	s->ahead_data = true;
+	s->premature = c->more;
+	return true;
+}
+
+bool session_send_ahead(struct session *s, const struct session_env *env,
+			const char *text, size_t len, bool more,
+			struct session_plan *plan)
+{
+	const struct smtp_command cmd = smtp_command_parse(text, len);
+	const struct saying c = { s, env, plan, &cmd, text, len, more };
+
+	assert(s->state == SESSION_MAIL);
+	assert(!s->ahead_data);
+	if (cmd.syntax != SMTP_SYNTAX_OK ||
+	    1 + s->ahead_rcpts >= UPSTREAM_PIPELINE_MAX)
+		return false;
+	if (cmd.verb == SMTP_VERB_RCPT)
+		return rcpt_ahead(&c);
+	if (cmd.verb == SMTP_VERB_DATA)
+		return data_ahead(&c);
+	return false;
 }

@@ -80,4 +80,13 @@ bool session_command(struct session *s, const struct session_env *env,
 		     const char *text, size_t len, bool more,
 		     struct session_plan *plan);
 
+/*
+ * The same for a line that stands behind MAIL, before MAIL is answered: true
+ * if it can go to the backend right now.  Nothing is done that the end of
+ * this backend would not undo.
+ */
+bool session_send_ahead(struct session *s, const struct session_env *env,
+			const char *text, size_t len, bool more,
+			struct session_plan *plan);
+
 #endif

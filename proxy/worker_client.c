@@ -320,7 +320,7 @@ static bool tell(struct worker *w, struct client *c,
 		progress = progress || w->plan.count > 0 ||
 			   w->plan.consumed > 0;
 		more = perform(w, c, &ev, &next, &moved);
-		if (ev.kind == SESSION_IN_OCTETS && !moved)
+		if (!moved)
 			work_queue_eat(w, &c->in, w->plan.consumed);
 		ev = next;
 	}
