@@ -105,7 +105,7 @@ static void civil(int64_t days, int64_t *year, unsigned *month, unsigned *day)
 
 static void put_time(struct log_line *line, int64_t wall_ms)
 {
-	char text[40];
+	char text[96]; /* as wide as the compiler can imagine it */
 	unsigned month, day;
 	int64_t year;
 	int64_t s = wall_ms / 1000;

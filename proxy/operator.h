@@ -62,11 +62,6 @@ static inline struct control *control_of(const struct worker *w)
 	return (struct control *)(void *)w->operators;
 }
 
-/* ---- worker_control.c ---- */
-
-/* Cut the session that an operator wants cut, if it is of this worker. */
-void control_turn(struct worker *w);
-
 /* ---- worker_show.c ---- */
 
 /* Write what a show command asks for; the report is ended. */

@@ -362,7 +362,12 @@ static void prepare_recv(struct io *io, struct ring_slot *slot)
 	assert(slot->receiving);
 	assert(!slot->held_recv);
 	assert(slot->credit > 0);
-	if (io->tuning.use_credit) {
+	/*
+	 * A UNIX stream tells a standing receive of its end only if that comes
+	 * apart from the last octets (Linux 6.18): what operators and probes
+	 * receive is asked for anew each time.
+	 */
+	if (io->tuning.use_credit && slot->pool != IO_RESERVE) {
 		io_uring_prep_recv_multishot(sqe, slot->fd, NULL, 0, 0);
 		sqe->file_index = slot->credit; /* optlen */
 	} else {

@@ -319,6 +319,8 @@ void control_accepted(struct worker *w, const struct io_event *ev);
 void control_event(struct worker *w, struct operator* o,
 		   const struct io_event *ev);
 void control_timer(struct worker *w, struct operator* o);
+/* Each worker, each turn: cut the session that an operator wants cut. */
+void control_turn(struct worker *w);
 /* Close the socket and all connections. */
 void control_close(struct worker *w);
 /* Operators still connected, those included that are being closed. */

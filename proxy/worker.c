@@ -382,8 +382,13 @@ static bool drain(struct worker *w)
 		w->cut = true;
 		each_client(w, client_kill);
 	}
-	return w->listener_count > 0 || w->client_count > 0 ||
-	       w->server_count > 0 || w->probing > 0;
+	if (w->listener_count > 0 || w->client_count > 0 ||
+	    w->server_count > 0 || w->probing > 0)
+		return true;
+	/* To the last moment an operator may look on. */
+	if (w->index == 0)
+		control_close(w);
+	return w->operator_count > 0;
 }
 
 static int64_t next_deadline(const struct worker *w)
@@ -392,6 +397,9 @@ static int64_t next_deadline(const struct worker *w)
 
 	if (w->more)
 		return 0; /* events are left of the last batch */
+	/* Whoever holds buffers is heard of sooner or later; but if not. */
+	if (w->hungry != NULL && w->now_ms + TIMER_TICK_MS < at_ms)
+		at_ms = w->now_ms + TIMER_TICK_MS;
 	if (w->index == 0 && !w->draining) {
 		int64_t due_ms = balancer_due_ms(w->weir->farm);
 
@@ -440,10 +448,9 @@ bool worker_turn(struct worker *w)
 	w->now_ms = io_now_ms(w->io);
 	w->env.now_ms = w->now_ms;
 	look_around(w);
+	control_turn(w);
 	deal(w);
 	going = drain(w);
-	if (!going && w->index == 0)
-		control_close(w);
 	(void)pthread_mutex_unlock(&w->mutex);
 	return going;
 }
