@@ -138,17 +138,22 @@ sim: $(B)/weir-sim
 e2e: all
 	python3 tests/e2e/run.py $(ONLY:%=-k %)
 
-# A fuzzer is linked with all that is pure; config's with inih; session's
-# with the simulation.
-F := build/clang-fuzz
-$(FUZZERS:%=$(F)/fuzz_%): $(F)/fuzz_%: $(F)/tests/fuzz/fuzz_%.o \
-		$$(patsubst %.c,$(F)/%.o,$$(or $$(FUZZ_NEEDS_$$*),$(PURE)))
-	$(CC) $(ALL_LDFLAGS) -fsanitize=fuzzer -o $@ $^ -linih
+# A fuzzer is linked with all that is pure, or with FUZZ_NEEDS_NAME; those of
+# session are a whole weir in the simulation, whose scripts the input writes.
+FUZZ_NEEDS_config := $(NEEDS_config)
+FUZZ_NEEDS_session := $(CORE) $(wildcard tests/fuzz/session_*.c) \
+          $(addprefix tests/sim/,world.c sim_backend.c sim_check.c sim_client.c \
+            sim_io.c sim_net.c)
+FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text
+$(FUZZERS:%=$(B)/fuzz_%): $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o \
+		$$(call obj,$$(or $$(FUZZ_NEEDS_$$*),$(PURE)))
+	$(CC) $(ALL_LDFLAGS) $(FUZZ_LDFLAGS_$*) -fsanitize=fuzzer -o $@ $^ -linih
 SECONDS ?= 60
-fuzzers: $(FUZZERS:%=$(F)/fuzz_%)
+fuzzers: $(FUZZERS:%=$(B)/fuzz_%)
+fuzz-run: fuzzers
+	@for f in $(FUZZERS); do tests/fuzz/run $(B)/fuzz_$$f $(SECONDS) || exit 1; done
 fuzz:
-	@$(MAKE) --no-print-directory CC=clang MODE=fuzz fuzzers
-	@for f in $(FUZZERS); do tests/fuzz/run $(F)/fuzz_$$f $(SECONDS) || exit 1; done
+	@$(MAKE) --no-print-directory CC=clang MODE=fuzz fuzz-run
 
 bench: all
 	python3 tests/bench/run.py
@@ -225,7 +230,7 @@ lint: headers purity format-check
 	  -Werror -c {} -o /dev/null || { echo "gcc -fanalyzer: {}"; exit 255; }'
 
 clean: ; rm -rf build
-.PHONY: all unit sim e2e fuzz fuzzers bench soak build-packages test-packages run check \
+.PHONY: all unit sim e2e fuzz fuzzers fuzz-run bench soak build-packages test-packages run check \
         install purity headers format format-check lint clean
 .SECONDARY:
 -include $(shell find $(B) -name '*.d' 2>/dev/null)
