@@ -32,7 +32,7 @@ enum {
 	SEEN_WAIT_NS = 10000000,
 };
 
-enum thread_state { STARTING, READY, FAILED, RUNNING, ENDED };
+enum thread_state { STARTING, READY, FAILED, RUNNING, ENDED, LEAVING };
 
 struct thread {
 	struct weir *weir;
@@ -240,6 +240,20 @@ static enum thread_state await_change(struct thread *t, enum thread_state from)
 	return state;
 }
 
+static void wake_all(struct weir *weir)
+{
+	for (unsigned i = 0; i < weir->worker_count; i++)
+		io_wake(worker_io(weir->workers[i]));
+}
+
+/* Cut everything now. */
+static void stop_all(struct weir *weir)
+{
+	atomic_store(&weir->stopping, true);
+	atomic_store(&weir->draining, true);
+	wake_all(weir);
+}
+
 static void *run(void *arg)
 {
 	struct thread *t = arg;
@@ -261,9 +275,19 @@ static void *run(void *arg)
 						 memory_order_relaxed))
 				(void)pthread_kill(main_thread, SIGHUP);
 		}
+		if (!atomic_load(&weir->draining)) {
+			/* The ring broke: better none than half a weir. */
+			atomic_store(&weir->failed, true);
+			stop_all(weir);
+		}
 	}
 	set_state(t, ENDED);
 	(void)pthread_kill(main_thread, SIGUSR2);
+	/* Others may look at this worker until all have ended; and a ring can
+	 * only be emptied by the thread that made it. */
+	(void)await_change(t, ENDED);
+	worker_free(&t->worker);
+	io_free(&t->io);
 	return NULL;
 }
 
@@ -291,9 +315,14 @@ static bool start(struct thread *t)
 static void finish(struct thread *threads, unsigned count)
 {
 	for (unsigned i = 0; i < count; i++) {
-		(void)pthread_join(threads[i].id, NULL);
-		worker_free(&threads[i].worker);
-		io_free(&threads[i].io);
+		struct thread *t = &threads[i];
+
+		(void)pthread_mutex_lock(&t->mutex);
+		while (t->state != ENDED)
+			(void)pthread_cond_wait(&t->changed, &t->mutex);
+		(void)pthread_mutex_unlock(&t->mutex);
+		set_state(t, LEAVING);
+		(void)pthread_join(t->id, NULL);
 	}
 }
 
@@ -308,12 +337,6 @@ static bool all_ended(struct thread *threads, unsigned count)
 		(void)pthread_mutex_unlock(&threads[i].mutex);
 	}
 	return ended;
-}
-
-static void wake_all(struct weir *weir)
-{
-	for (unsigned i = 0; i < weir->worker_count; i++)
-		io_wake(worker_io(weir->workers[i]));
 }
 
 /* ---- what workers share ---- */
@@ -504,7 +527,7 @@ static int run_all(struct weir *weir, struct config **in_force,
 		good = drop_privileges(&config->weir);
 	}
 	for (unsigned i = 0; i < started; i++)
-		set_state(&threads[i], good ? RUNNING : ENDED);
+		set_state(&threads[i], good ? RUNNING : FAILED);
 	if (good) {
 		say(logger, config, LOG_LEVEL_NOTICE, "start", "version",
 		    WEIR_VERSION);
@@ -513,7 +536,7 @@ static int run_all(struct weir *weir, struct config **in_force,
 		    WEIR_VERSION);
 	}
 	finish(threads, started);
-	return good ? 0 : 1;
+	return good && !atomic_load(&weir->failed) ? 0 : 1;
 }
 
 int main(int argc, char **argv)

@@ -62,6 +62,7 @@ struct weir {
 
 	_Atomic bool draining; /* set once; finish what is begun, then end */
 	_Atomic bool stopping; /* set once: cut everything now */
+	_Atomic bool failed;   /* a worker's ring broke: exit 1 */
 	/* Set by a control command, acted on by main. */
 	_Atomic bool reload_wanted;
 };
