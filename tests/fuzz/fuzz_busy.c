@@ -63,7 +63,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		.ident = (enum busy_ident)(data[1] % 2),
 		.code = 200 + (data[2] * 256U + data[3]) % 400,
 		.esc = { .class = data[4] % 12 == 0 ? 0 : 4,
-			 .subject = data[4] % 12 - (data[4] % 12 > 0),
+			 .subject = (uint16_t)(data[4] % 12 -
+					       (data[4] % 12 > 0)),
 			 .detail = data[5] },
 		.proxy_ips = weir_ips,
 		.proxy_ip_count = 2,

@@ -141,7 +141,7 @@ static void write_config(void)
 	put_if('d', "greeting_delay = 500ms\n");
 	put_if('z', "size = 3000\n");
 	put("[admission]\ntable_size = 300\nmax_sessions = %u\n",
-	    wants('m') ? 2 : 20);
+	    wants('m') ? 2U : 20U);
 	put_if('o', "max_per_source = 1\n");
 	put_if('e', "max_errors = 3\n");
 	put_if('t', "tarpit = 300ms\n");
@@ -162,7 +162,7 @@ static void write_config(void)
 	if (!play.without_b0)
 		put("[backend b0]\naddress = 10.0.0.1:25\nmax_sessions = %u\n"
 		    "weight = 1000\n",
-		    wants('1') ? 1 : 50);
+		    wants('1') ? 1U : 50U);
 	put("[backend b1]\naddress = 10.0.0.2:25\nmax_sessions = 50\n"
 	    "weight = 1\n");
 }
