@@ -379,7 +379,8 @@ class Drain:
 class Nginx(Process):
     """nginx's stream module, one process."""
 
-    MODULE = "/usr/lib/nginx/modules/ngx_stream_module.so"
+    MODULE = os.path.join(os.environ.get(
+        "NGINX_MODULES", "/usr/lib/nginx/modules"), "ngx_stream_module.so")
 
     def __init__(self, place, sink, name="nginx"):
         super().__init__(place)

@@ -294,9 +294,12 @@ class Bench:
 
 
 def ratios(values, one, other):
-    """Of each round; those without a meaning are left out."""
-    return [a / b for a, b in zip(values.get(one, []), values.get(other, []))
-            if a > 0 and b > 0]
+    """Of each round.  None at all if a difference of latencies is below
+    nothing in one: it is lost in the machine's noise then."""
+    pairs = list(zip(values.get(one, []), values.get(other, [])))
+    if any(a <= 0 or b <= 0 for a, b in pairs):
+        return []
+    return [a / b for a, b in pairs]
 
 
 def number(value, digits):
@@ -348,6 +351,18 @@ def versions():
     return out
 
 
+def commit():
+    """Which source, as far as git knows."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", farm.TOP, "describe", "--always", "--dirty"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            check=False)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
+
+
 def machine():
     model = "?"
     with open("/proc/cpuinfo", encoding="utf-8") as file:
@@ -385,12 +400,14 @@ def measure(options):
     facts = {"date": datetime.datetime.now(datetime.timezone.utc)
              .strftime("%Y-%m-%d %H:%M UTC"),
              "machine": machine(), "versions": versions(),
-             "rounds": options.rounds, "quick": options.quick,
+             "commit": commit(), "rounds": options.rounds,
+             "quick": options.quick,
              "load_average": os.getloadavg()[0]}
     print(f"{facts['date']}: {facts['machine']['cpus']} CPUs "
           f"({facts['machine']['model']}), Linux "
           f"{facts['machine']['kernel']}, load average "
           f"{facts['load_average']:.1f}")
+    print(f"    source {facts['commit']}")
     for line in facts["versions"].values():
         print("   ", line)
     with farm.Place(options.keep) as place:

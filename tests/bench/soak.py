@@ -214,7 +214,7 @@ class Soak:
                     "timeout": "3s", "eject": "500ms", "eject_max": "2s"})
         self.passed = 0
         self.failed = 0
-        self.seen = {}  # hash of an id -> whether it was acknowledged
+        self.seen = set()  # hashes of the ids of all messages stored
         self.journal_at = 0
         self.log_at = 0
         self.sessions_logged = 0
@@ -316,8 +316,7 @@ class Soak:
             if name in stored or hash(name) in self.seen:
                 twice.append(name)
             stored[name] = sha
-        for name in stored:
-            self.seen[hash(name)] = name in acknowledged
+        self.seen.update(map(hash, stored))
         lost = [n for n in acknowledged if n not in stored]
         changed = [n for n, sha in acknowledged.items()
                    if stored.get(n, sha) != sha]
@@ -426,6 +425,17 @@ class Soak:
               f"without buffer; {sum(one.done for one in chaos)} deeds; "
               f"{rss >> 10} KiB, {files} files; {self.failed} wrong",
               flush=True)
+        for text, count in self.refusals(reports).most_common(2):
+            print(f"           {count} times {text}")
+
+    @staticmethod
+    def refusals(reports):
+        """The replies that were read most, of those that say no."""
+        count = collections.Counter()
+        for report in reports.values():
+            for entry in report["refusals"]:
+                count[f"{entry['phase']}: {entry['text']}"] += entry["count"]
+        return count
 
     def run(self):
         self.sink.start()
