@@ -41,6 +41,7 @@ enum work_kind {
 struct work {
 	enum work_kind kind;
 	struct timer timer;
+	struct work *next_loud, *prev_loud; /* in worker.loud, or NULL */
 };
 
 enum {
@@ -195,6 +196,13 @@ struct worker {
 	bool draining, stressed, cut;
 
 	bool leaving[FARM_BACKENDS_MAX]; /* removed once it is idle */
+	/*
+	 * List head: clients and servers that have something to send.  It goes
+	 * out when the turn's events are dealt with: a group of replies that
+	 * came together leaves in one send.
+	 */
+	struct work loud;
+
 	struct prober *probers; /* worker 0: one for each place in the farm */
 	unsigned probing;
 
@@ -236,6 +244,10 @@ void work_queue_flush(struct worker *w, struct work_queue *q, io_handle socket,
 
 /* ---- worker.c ---- */
 
+/* What this client or server has to say is sent before the turn ends. */
+void work_speak_up(struct worker *w, struct work *work);
+void work_hush(struct work *work);
+
 /* Log the line in w->log, ended; if the configuration wants that level. */
 void work_log(struct worker *w, enum log_level level);
 
@@ -262,6 +274,9 @@ void client_tell(struct worker *w, struct client *c,
 /* The backend has sent: there may be room for more of the body. */
 void client_resume(struct worker *w, struct client *c);
 
+/* Send what is queued; and our FIN, when that was all. */
+void client_flush(struct worker *w, struct client *c);
+
 /* Buffers may have come back: let those go on who waited for some. */
 void client_feed_hungry(struct worker *w);
 
@@ -285,6 +300,8 @@ bool server_bind(struct worker *w, struct client *c,
 bool server_command(struct worker *w, struct server *v, const char *text,
 		    size_t len, enum busy_stage stage);
 void server_sent(struct worker *w, struct server *v, enum busy_stage stage);
+/* What it has queued is sent before the turn ends; or now. */
+void server_speak_up(struct worker *w, struct server *v);
 void server_flush(struct worker *w, struct server *v);
 
 /* Whether the client still owes octets of a chunk that was announced. */

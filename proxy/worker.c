@@ -36,6 +36,40 @@ void work_log(struct worker *w, enum log_level level)
 		io_log(w->io, (int)level, w->log.text, w->log.len);
 }
 
+/* ---- who has something to send ---- */
+
+void work_speak_up(struct worker *w, struct work *work)
+{
+	if (work->next_loud != NULL)
+		return;
+	work->next_loud = &w->loud;
+	work->prev_loud = w->loud.prev_loud;
+	work->prev_loud->next_loud = work;
+	w->loud.prev_loud = work;
+}
+
+void work_hush(struct work *work)
+{
+	if (work->next_loud == NULL)
+		return;
+	work->next_loud->prev_loud = work->prev_loud;
+	work->prev_loud->next_loud = work->next_loud;
+	work->next_loud = work->prev_loud = NULL;
+}
+
+static void flush_loud(struct worker *w)
+{
+	while (w->loud.next_loud != &w->loud) {
+		struct work *work = w->loud.next_loud;
+
+		work_hush(work);
+		if (work->kind == WORK_CLIENT)
+			client_flush(w, (struct client *)work);
+		else
+			server_flush(w, (struct server *)work);
+	}
+}
+
 /* ---- making and unmaking ---- */
 
 static void *table(size_t count, size_t size, char error[WEIR_ERROR_SIZE])
@@ -65,6 +99,7 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 		return false;
 	w->clients.next = w->clients.prev = &w->clients;
 	w->lingering.next = w->lingering.prev = &w->lingering;
+	w->loud.next_loud = w->loud.prev_loud = &w->loud;
 	if (w->index == 0) {
 		w->probers = table(FARM_BACKENDS_MAX, sizeof(*w->probers),
 				   error);
@@ -451,6 +486,7 @@ bool worker_turn(struct worker *w)
 	control_turn(w);
 	deal(w);
 	going = drain(w);
+	flush_loud(w);
 	(void)pthread_mutex_unlock(&w->mutex);
 	return going;
 }

@@ -46,6 +46,7 @@ static void client_free(struct worker *w, struct client *c)
 	assert(c->server == NULL);
 	assert(c->session.state == SESSION_CLOSED);
 	timer_clear(&c->work.timer);
+	work_hush(&c->work);
 	work_queue_drop(w, &c->in);
 	work_queue_drop(w, &c->out);
 	c->prev->next = c->next;
@@ -422,24 +423,6 @@ static bool is_sending(struct worker *w, const struct client *c)
 	return c->out.octets > 0 || io_unsent(w->io, c->socket) > 0;
 }
 
-static void flush(struct worker *w, struct client *c)
-{
-	uint64_t octets = 0;
-
-	if (io_unsent(w->io, c->socket) == 0)
-		c->sent_ms = w->now_ms;
-	work_queue_flush(w, &c->out, c->socket, &octets);
-	c->octets_out += octets;
-	stats_add(&w->stats->octets_out, octets);
-	if (!c->flushing || c->fin_sent || c->out.first != NULL)
-		return;
-	/* The peer closes at our FIN, and what it has sent by then is read:
-	 * else a reset could overtake our last reply. */
-	c->fin_sent = true;
-	c->linger_ms = w->now_ms + WORK_LINGER_MS;
-	io_shutdown(w->io, c->socket);
-}
-
 static void close_if_done(struct worker *w, struct client *c)
 {
 	if (!c->fin_sent || c->ending)
@@ -469,12 +452,34 @@ static void set_timer(struct worker *w, struct client *c)
 	timer_set(&w->wheel, &c->work.timer, at_ms);
 }
 
+void client_flush(struct worker *w, struct client *c)
+{
+	uint64_t octets = 0;
+
+	if (c->socket == 0 || c->ending)
+		return;
+	if (io_unsent(w->io, c->socket) == 0)
+		c->sent_ms = w->now_ms;
+	work_queue_flush(w, &c->out, c->socket, &octets);
+	c->octets_out += octets;
+	stats_add(&w->stats->octets_out, octets);
+	if (c->flushing && !c->fin_sent && c->out.first == NULL) {
+		/* The peer closes at our FIN, and what it has sent by then is
+		 * read: else a reset could overtake our last reply. */
+		c->fin_sent = true;
+		c->linger_ms = w->now_ms + WORK_LINGER_MS;
+		io_shutdown(w->io, c->socket);
+	}
+	close_if_done(w, c);
+	set_timer(w, c);
+}
+
 static void kill_for(struct worker *w, struct client *c,
 		     enum stats_close reason)
 {
 	struct session_event none = { .kind = SESSION_IN_OCTETS };
 	struct session_event next;
-	bool moved;
+	bool moved, torn = c->starved;
 
 	c->starved = false;
 	if (c->session.state == SESSION_CLOSED) {
@@ -485,7 +490,24 @@ static void kill_for(struct worker *w, struct client *c,
 		return;
 	}
 	session_kill(&c->session, &w->plan, reason);
+	/*
+	 * The session believes that all it planned went out.  If a part of a
+	 * chunk did not, QUIT would be taken for the rest of it.
+	 */
+	for (unsigned i = 0; torn && i < w->plan.count; i++) {
+		if (w->plan.acts[i].what == SESSION_DO_QUIT)
+			w->plan.acts[i].what = SESSION_DO_RESET;
+	}
 	(void)perform(w, c, &none, &next, &moved);
+}
+
+static void speak_up(struct worker *w, struct client *c)
+{
+	if (c->out.first == NULL && (!c->flushing || c->fin_sent))
+		return;
+	if (c->work.next_loud == NULL && io_unsent(w->io, c->socket) == 0)
+		c->sent_ms = w->now_ms; /* from now on it may be stuck */
+	work_speak_up(w, &c->work);
 }
 
 /* After whatever happened: send, receive, wait, or let go. */
@@ -494,13 +516,13 @@ static void settle(struct worker *w, struct client *c)
 	if (c->starved)
 		kill_for(w, c, STATS_CLOSE_NO_BUFFERS);
 	if (c->server != NULL)
-		server_flush(w, c->server);
+		server_speak_up(w, c->server);
 	if (c->session.state != SESSION_BINDING && c->waits_for != NULL) {
 		c->waits_for->heir = NULL;
 		c->waits_for = NULL;
 	}
 	if (c->socket != 0 && !c->ending) {
-		flush(w, c);
+		speak_up(w, c);
 		close_if_done(w, c);
 		arm(w, c);
 	}
@@ -600,6 +622,7 @@ static void admit(struct worker *w, struct client *c)
 	enum admission_verdict verdict = admission_open(
 		w->weir->admission, &c->addr, w->now_ms, &c->session.ticket);
 
+	c->admitted = true;
 	if (verdict != ADMISSION_ACCEPT) {
 		refuse(w, c, admission_verdict_reply(verdict),
 		       admission_verdict_name(verdict), reason_of(verdict));

@@ -31,6 +31,7 @@ static struct server *server_new(struct worker *w)
 	w->server_count++;
 	v->work.kind = WORK_SERVER;
 	timer_init(&v->work.timer);
+	v->work.next_loud = v->work.prev_loud = NULL;
 	v->socket = 0;
 	v->client = NULL;
 	v->next = v->prev = NULL;
@@ -105,14 +106,21 @@ static void arm(struct worker *w, struct server *v)
 	io_recv(w->io, v->socket, IO_SMALL, WORK_COMMAND_CREDIT);
 }
 
+void server_speak_up(struct worker *w, struct server *v)
+{
+	if (v->ending || v->out.first == NULL)
+		return;
+	if (v->work.next_loud == NULL && io_unsent(w->io, v->socket) == 0)
+		v->sent_ms = w->now_ms; /* from now on it may be stuck */
+	work_speak_up(w, &v->work);
+}
+
 void server_flush(struct worker *w, struct server *v)
 {
 	uint64_t octets = 0;
 
 	if (v->ending || v->out.first == NULL)
 		return;
-	if (io_unsent(w->io, v->socket) == 0)
-		v->sent_ms = w->now_ms;
 	work_queue_flush(w, &v->out, v->socket, &octets);
 	backend_count(backend_of(w, v), BACKEND_COUNT_octets_out, octets);
 	set_timer(w, v);
@@ -419,7 +427,7 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 		return;
 	case UPSTREAM_SAY:
 		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
-			server_flush(w, v);
+			server_speak_up(w, v);
 		else
 			failed(w, v, BALANCER_LOST);
 		return;
@@ -500,6 +508,7 @@ static int begin(struct worker *w, struct server *v, struct client *c)
 
 static void server_free(struct worker *w, struct server *v)
 {
+	work_hush(&v->work);
 	balancer_release(w->weir->farm, &v->slot);
 	v->next = w->free_servers;
 	w->free_servers = v;
@@ -641,7 +650,7 @@ void server_quit(struct worker *w, struct server *v)
 		end(w, v, false);
 		return;
 	}
-	server_flush(w, v);
+	server_speak_up(w, v);
 	set_timer(w, v);
 }
 
@@ -722,7 +731,7 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 		if (ev->result < 0)
 			return;
 		v->sent_ms = w->now_ms;
-		server_flush(w, v);
+		server_speak_up(w, v);
 		set_timer(w, v);
 		if (v->client != NULL && !v->lingering)
 			client_resume(w, v->client);
