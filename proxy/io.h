@@ -189,8 +189,9 @@ void io_close(struct io *io, io_handle socket);
 void io_abort(struct io *io, io_handle socket);
 
 /*
- * A buffer to write into: len is 0.  NULL when the pool is empty.  Receiving
- * leaves the last eighth of a pool to this function.
+ * A buffer to write into: len is 0.  NULL when the pool is empty.  Up to half
+ * of a pool stands where the kernel receives; of the other half receiving
+ * takes all but an eighth of the pool, which is left to this function.
  */
 struct io_buf *io_buf_get(struct io *io, enum io_pool pool);
 
