@@ -429,7 +429,7 @@ static void witness(struct conn *c, const char *arg)
 
 static void do_mail(struct conn *c, const char *arg)
 {
-	if (!c->helo || c->mail) {
+	if (!c->lying && (!c->helo || c->mail)) {
 		sim_violation(c->backend->sim, "backend b%u: MAIL out of order",
 			      c->backend->config.index);
 		return;

@@ -49,6 +49,7 @@ struct sim_client {
 	bool ended; /* weir said 421, or greeted with a refusal */
 	bool aborted;
 	bool faulted;
+	char grievance[700];
 	/* what is to be sent */
 	uint8_t *out;
 	size_t out_len, out_max, out_from;
@@ -491,28 +492,39 @@ static void listen_on(struct sim_client *c)
 
 /*
  * weir ended the connection.  A client that did nothing wrong must have been
- * told why, in a whole reply.
+ * told why, in a whole reply; whether weir is excused is known when its log
+ * has told the reason.
  */
 static void check_farewell(struct sim_client *c, bool reset)
 {
 	bool told = c->ended || c->last_code == 221 || c->last_code == 421;
+
+	if (c->aborted || c->faulted || c->script.deaf || c->script.loose)
+		return;
+	if (c->reply_len > 0)
+		snprintf(c->grievance, sizeof(c->grievance),
+			 "reads half a reply and then the end: \"%.*s\"",
+			 c->reply_len < 200 ? (int)c->reply_len : 200,
+			 c->reply);
+	else if (!told)
+		snprintf(c->grievance, sizeof(c->grievance),
+			 "is %s without a word, %u replies due at %.3f ms",
+			 reset ? "reset" : "left", c->due_count,
+			 (double)sim_now_us(c->sim) / SIM_MS);
+}
+
+void sim_client_complain(struct sim_client *c)
+{
 	const char *reason = check_log_reason(c->check, &c->addr);
 
 	/*
 	 * Without a buffer nothing can be said, and at the end of a drain or
 	 * at an operator's word there is no time to.
 	 */
-	if (strcmp(reason, "no_buffers") == 0 || sim_is_starved(c->sim) ||
-	    strcmp(reason, "killed") == 0)
+	if (c->grievance[0] == '\0' || sim_is_starved(c->sim) ||
+	    strcmp(reason, "no_buffers") == 0 || strcmp(reason, "killed") == 0)
 		return;
-	if (c->aborted || c->faulted || c->script.deaf || c->script.loose)
-		return;
-	if (c->reply_len > 0)
-		wrong(c, "reads half a reply and then the end: \"%.*s\"",
-		      (int)c->reply_len, c->reply);
-	else if (!told)
-		wrong(c, "is %s without a word, %u replies due, close=%s",
-		      reset ? "reset" : "left", c->due_count, reason);
+	wrong(c, "%s, close=%s", c->grievance, reason);
 }
 
 static void client_event(void *owner, struct sim_end *end, enum sim_what what,

@@ -47,6 +47,8 @@ void sim_client_free(struct sim_client **client);
 
 /* Is it over for this client? */
 bool sim_client_done(const struct sim_client *client);
+/* At the end, when the log is whole: was it left without a word? */
+void sim_client_complain(struct sim_client *client);
 /* Did the connection stand, and did weir say a word? */
 bool sim_client_heard(const struct sim_client *client);
 /* Its address with its port; the family is 0 if it never connected. */

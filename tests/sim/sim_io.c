@@ -75,7 +75,7 @@ struct sock {
 	size_t sending_left;
 	bool fin_wanted, fin_done;
 	unsigned close_in; /* batches until IO_CLOSED, 0: it was told */
-	bool accepted, greeted, ended, spoke, listened;
+	bool accepted, greeted, ended, spoke;
 	int64_t quiet_since_us;
 };
 
@@ -522,7 +522,6 @@ int io_listen(struct io *io, const struct sockaddr *addr, unsigned mode,
 	if (s == NULL)
 		return -EMFILE;
 	s->listener = sim_listen(io->sim, addr, on_accept, s);
-	s->listened = true;
 	*listener = handle_of(s);
 	return 0;
 }
@@ -1133,8 +1132,8 @@ size_t sim_io_connections(const struct io *io)
 	size_t count = 0;
 
 	for (uint32_t i = 0; i < io->socks_max; i++)
-		count += io->socks[i].state != SOCK_FREE &&
-			 !io->socks[i].listened;
+		count += io->socks[i].state == SOCK_CONNECTING ||
+			 io->socks[i].state == SOCK_OPEN;
 	return count;
 }
 

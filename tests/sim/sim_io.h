@@ -52,7 +52,7 @@ uint64_t sim_io_changes(const struct io *io);
 
 /* Buffers that are not in their pool; events of the batch not yet pulled. */
 unsigned sim_io_buffers_out(const struct io *io);
-/* Sockets in use that do not listen. */
+/* Connections that are not given up. */
 size_t sim_io_connections(const struct io *io);
 /* Events that the last batch had. */
 size_t sim_io_delivered(const struct io *io);

@@ -11,6 +11,8 @@ enum {
 	PATIENCE_US = 5 * SIM_SECOND,
 	REST_US_MAX = 4 * SIM_SECOND,
 	FLOOD = 70000,
+	ANSWER_MAX = 16000, /* octets that are looked at */
+	SESSION_ID_MAX = 40,
 };
 
 struct sim_operator {
@@ -20,6 +22,9 @@ struct sim_operator {
 	struct sim_timer timer;
 	bool stopped;
 	char command[COMMAND_MAX];
+	char session[SESSION_ID_MAX]; /* one that was shown, or "" */
+	size_t answer_len;
+	char answer[ANSWER_MAX + 1];
 };
 
 static void rest(struct sim_operator *o)
@@ -50,6 +55,10 @@ static void draw_command(struct sim_operator *o)
 		"set",
 		"show stat json",
 		"del backend nobody",
+		"show sessions json",
+		"quit",
+		"show info json",
+		"show info json",
 	};
 	static const char *const states[] = { "ready", "ready", "drain",
 					      "maint" };
@@ -57,7 +66,11 @@ static void draw_command(struct sim_operator *o)
 	unsigned b = sim_below(sim, o->backends);
 	char *at = o->command;
 
-	switch (sim_below(sim, 10)) {
+	switch (sim_below(sim, 16)) {
+	case 9:
+		snprintf(at, COMMAND_MAX, "kill session %s\n",
+			 o->session[0] != '\0' ? o->session : "1-1");
+		return;
 	case 0:
 	case 1:
 		snprintf(at, COMMAND_MAX, "set backend b%u %s\n", b,
@@ -111,6 +124,7 @@ static void speak(struct sim_operator *o)
 	char flood[1000];
 	uint32_t dice = sim_below(o->sim, 40);
 
+	o->answer_len = 0;
 	draw_command(o);
 	if (dice == 0) { /* a line without end */
 		memset(flood, 'z', sizeof(flood));
@@ -125,13 +139,71 @@ static void speak(struct sim_operator *o)
 		sim_end_fin(o->end);
 }
 
+/* The number behind "key":, or -1. */
+static long number_of(const struct sim_operator *o, const char *key)
+{
+	char wanted[32];
+
+	snprintf(wanted, sizeof(wanted), "\"%s\":", key);
+	const char *at = strstr(o->answer, wanted);
+
+	return at == NULL ? -1 : strtol(at + strlen(wanted), NULL, 10);
+}
+
+/* weir's own books must balance, at whatever moment one looks. */
+static void check_info(struct sim_operator *o)
+{
+	long opened = number_of(o, "connections");
+	long closed = number_of(o, "closed");
+	long open = number_of(o, "open");
+
+	if (opened < 0 || closed < 0 || open < 0)
+		return;
+	if (opened != closed + open)
+		sim_violation(o->sim,
+			      "show info: %ld connections, %ld closed, %ld "
+			      "open",
+			      opened, closed, open);
+}
+
+static void note_session(struct sim_operator *o)
+{
+	static const char key[] = "\"id\":\"";
+	const char *at = strstr(o->answer, key);
+
+	if (at == NULL)
+		return;
+	at += sizeof(key) - 1;
+	size_t len = strcspn(at, "\"");
+	if (len < SESSION_ID_MAX)
+		snprintf(o->session, sizeof(o->session), "%.*s", (int)len, at);
+}
+
+static void listen_on(struct sim_operator *o)
+{
+	char buf[2048];
+	size_t n;
+
+	while ((n = sim_end_read(o->end, buf, sizeof(buf))) > 0) {
+		sim_trace_octets(o->sim, "operator reads", buf, n);
+		if (n > ANSWER_MAX - o->answer_len)
+			n = ANSWER_MAX - o->answer_len;
+		memcpy(o->answer + o->answer_len, buf, n);
+		o->answer_len += n;
+		o->answer[o->answer_len] = '\0';
+	}
+	if (o->answer_len < 2 ||
+	    memcmp(o->answer + o->answer_len - 2, "\n\n", 2) != 0)
+		return;
+	check_info(o);
+	note_session(o);
+	o->answer_len = 0;
+}
+
 static void on_event(void *owner, struct sim_end *end, enum sim_what what,
 		     int err)
 {
 	struct sim_operator *o = owner;
-	char buf[2048];
-	size_t n;
-
 	(void)err; /* whatever it is, he comes again */
 	switch (what) {
 	case SIM_OPEN:
@@ -144,8 +216,7 @@ static void on_event(void *owner, struct sim_end *end, enum sim_what what,
 		return;
 	case SIM_DATA:
 	case SIM_FIN:
-		while ((n = sim_end_read(end, buf, sizeof(buf))) > 0)
-			sim_trace_octets(o->sim, "operator reads", buf, n);
+		listen_on(o);
 		if (sim_end_at_fin(end))
 			hang_up(o, false);
 		return;

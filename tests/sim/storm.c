@@ -30,6 +30,7 @@ struct storm {
 	size_t config_len;
 	struct sim_operator *operator[OPERATORS_MAX];
 	struct sim_timer upheaval;
+	struct sim_timer reload;
 	bool over; /* no more upheavals */
 };
 
@@ -83,7 +84,8 @@ static void write_weir(struct storm *s)
 	put(s, "[weir]\nhostname = mx.test\nlog_level = debug\n");
 	put(s, "control_socket = " WORLD_CONTROL "\n");
 	put(s, "small_buffers = %u\nbig_buffers = %u\n",
-	    sim_between(d, 64, 400), sim_between(d, 16, 64));
+	    sim_chance(d, 100) ? 16 : sim_between(d, 64, 400),
+	    sim_between(d, 16, 64));
 	put(s, "log_format = %s\n", sim_chance(d, 200) ? "json" : "kv");
 	put(s, "[listener in]\nlisten = " WORLD_LISTEN ":25\n");
 	put(s, "listen = [2001:db8::1]:25\nearly_talkers = %s\n",
@@ -282,6 +284,32 @@ static void upheaval_fires(void *owner)
 		      sim_now_us(s->sim) + sim_below(s->sim, 10 * SIM_SECOND));
 }
 
+/* Another configuration with the same listeners. */
+static void reload_fires(void *owner)
+{
+	struct storm *s = owner;
+
+	if (s->over || s->world.running < s->workers)
+		return;
+	s->config_len = 0;
+	write_weir(s);
+	write_admission(s);
+	write_times(s);
+	unsigned left = s->backends;
+	if (left > 1 && sim_chance(s->sim, 300))
+		left--; /* the last one is to go */
+	for (unsigned i = 0; i < left; i++)
+		put(s,
+		    "[backend b%u]\naddress = 10.0.0.%u:25\n"
+		    "max_sessions = %u\n",
+		    i, i + 1, s->backend[i].max_sessions);
+	(void)world_reload(&s->world, s->config); /* or it is too soon */
+	if (sim_chance(s->sim, 500))
+		sim_timer_set(s->sim, &s->reload,
+			      sim_now_us(s->sim) +
+				      sim_below(s->sim, GATHERING_US));
+}
+
 /* --- the way of a storm --- */
 
 static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
@@ -309,6 +337,10 @@ static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
 	for (unsigned i = 0; i < s->operators; i++)
 		s->operator[i] = sim_operator_new(s->sim, s->backends);
 	s->upheaval = (struct sim_timer){ .fire = upheaval_fires, .owner = s };
+	s->reload = (struct sim_timer){ .fire = reload_fires, .owner = s };
+	if (sim_chance(s->sim, 200))
+		sim_timer_set(s->sim, &s->reload,
+			      sim_below(s->sim, GATHERING_US));
 	if (sim_chance(s->sim, s->trouble))
 		sim_timer_set(s->sim, &s->upheaval,
 			      sim_below(s->sim, GATHERING_US));
@@ -323,6 +355,7 @@ static void calm(struct storm *s)
 
 	s->over = true;
 	sim_timer_clear(s->sim, &s->upheaval);
+	sim_timer_clear(s->sim, &s->reload);
 	for (unsigned i = 0; i < s->backends; i++)
 		sim_backend_heal(s->world.backends[i]);
 	for (unsigned i = 0; i < s->operators; i++)
@@ -349,6 +382,11 @@ static void run(struct storm *s)
 	    !world_run_until(w, sim_now_us(s->sim) + CALM_US, world_is_quiet))
 		sim_violation(s->sim, "not all comes home: %s",
 			      world_unrest(w));
+	if (early && sim_chance(s->sim, 300)) {
+		/* No more patience: nobody is told anything. */
+		sim_starve(s->sim);
+		w->weir.stopping = true;
+	}
 	if (sim_failed(s->sim) == NULL && !world_drain(w, DRAIN_US))
 		sim_violation(s->sim, "the drain does not end: %s",
 			      world_unrest(w));

@@ -424,6 +424,7 @@ void world_check_books(struct world *w)
 		const union sim_addr *addr = sim_client_addr(w->clients[i]);
 		unsigned lines = check_log_client(w->check, addr);
 
+		sim_client_complain(w->clients[i]);
 		if (lines > 1 ||
 		    (lines == 0 && sim_client_heard(w->clients[i])))
 			sim_violation(w->sim,
