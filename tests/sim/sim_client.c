@@ -498,6 +498,7 @@ static void listen_on(struct sim_client *c)
 static void check_farewell(struct sim_client *c, bool reset)
 {
 	bool told = c->ended || c->last_code == 221 || c->last_code == 421;
+	int64_t now_us = sim_now_us(c->sim);
 
 	if (c->aborted || c->faulted || c->script.deaf || c->script.loose)
 		return;
@@ -510,7 +511,7 @@ static void check_farewell(struct sim_client *c, bool reset)
 		snprintf(c->grievance, sizeof(c->grievance),
 			 "is %s without a word, %u replies due at %.3f ms",
 			 reset ? "reset" : "left", c->due_count,
-			 (double)sim_now_us(c->sim) / SIM_MS);
+			 (double)now_us / SIM_MS);
 }
 
 void sim_client_complain(struct sim_client *c)
