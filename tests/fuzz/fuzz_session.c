@@ -31,6 +31,7 @@ enum {
 	EVENTS_MAX = 12,
 	INPUT_MAX = 8192,
 	TEXT_MAX = 256,
+	ANSWER_MAX = 1024,
 	TIME_MS_MAX = 60000,
 	PROBING_US = SIM_SECOND,
 	PLAY_US = 900 * SIM_SECOND,
@@ -47,6 +48,8 @@ struct event {
 	char text[TEXT_MAX]; /* of an operator */
 	size_t len;
 	struct sim_end *end;
+	char answer[ANSWER_MAX + 1]; /* K: what he was shown so far */
+	size_t answer_len;
 };
 
 static struct play {
@@ -277,17 +280,42 @@ static void read_deed(struct input_line *line)
 
 /* --- events --- */
 
+/* Was he shown a session?  Then that one is to go. */
+static void operator_kills(struct event *e, const char *buf, size_t len)
+{
+	static const char key[] = "\"id\":\"";
+
+	if (len > ANSWER_MAX - e->answer_len)
+		len = ANSWER_MAX - e->answer_len;
+	memcpy(e->answer + e->answer_len, buf, len);
+	e->answer_len += len;
+	const char *id = memmem(e->answer, e->answer_len, key, sizeof(key) - 1);
+	if (id == NULL || e->len == 0)
+		return;
+	id += sizeof(key) - 1;
+	size_t id_len = strcspn(id, "\"");
+	if (id[id_len] == '\0')
+		return; /* there is more to come */
+	e->len = 0;
+	sim_end_say(e->end, "kill session ", 13);
+	sim_end_say(e->end, id, id_len);
+	sim_end_say(e->end, "\n", 1);
+	sim_end_fin(e->end);
+}
+
 static void operator_hears(void *owner, struct sim_end *end, enum sim_what what,
 			   int err)
 {
 	struct event *e = owner;
 	char buf[2048];
+	size_t n;
 
 	(void)err;
 	switch (what) {
 	case SIM_OPEN:
 		sim_end_say(end, e->text, e->len);
-		sim_end_fin(end);
+		if (e->letter == 'O')
+			sim_end_fin(end);
 		return;
 	case SIM_FAILED:
 		e->end = NULL;
@@ -296,8 +324,10 @@ static void operator_hears(void *owner, struct sim_end *end, enum sim_what what,
 		return;
 	case SIM_DATA:
 	case SIM_FIN:
-		while (sim_end_read(end, buf, sizeof(buf)) > 0)
-			;
+		while ((n = sim_end_read(end, buf, sizeof(buf))) > 0) {
+			if (e->letter == 'K')
+				operator_kills(e, buf, n);
+		}
 		if (sim_end_at_fin(end)) {
 			sim_end_close(end);
 			e->end = NULL;
@@ -343,6 +373,7 @@ static void event_fires(void *owner)
 		backend_changes(e);
 		return;
 	case 'O':
+	case 'K':
 		e->end = sim_connect(play.world.sim, &control.sa, NULL,
 				     operator_hears, e);
 		return;
@@ -355,6 +386,11 @@ static void event_fires(void *owner)
 	case 'A':
 		world_drain_begin(&play.world);
 		return;
+	case 'S':
+		sim_starve(play.world.sim); /* nobody is told anything */
+		play.world.weir.stopping = true;
+		world_drain_begin(&play.world);
+		return;
 	}
 }
 
@@ -365,7 +401,8 @@ static void read_event(struct input_line *line)
 	struct event *e = &play.events[play.event_count++];
 
 	e->letter = line->letter;
-	play.operators = play.operators || line->letter == 'O';
+	if (line->letter == 'O' || line->letter == 'K')
+		play.operators = true;
 	if (line->letter == 'B') {
 		e->backend = input_number(line, BACKENDS - 1);
 		e->what = input_letter(line);
@@ -375,7 +412,11 @@ static void read_event(struct input_line *line)
 		.fire = event_fires,
 		.owner = e,
 	};
-	e->len = input_text(line, 'x', e->text, TEXT_MAX - 1);
+	if (e->letter == 'K')
+		e->len = (size_t)snprintf(e->text, TEXT_MAX,
+					  "show sessions json");
+	else
+		e->len = input_text(line, 'x', e->text, TEXT_MAX - 1);
 	e->text[e->len++] = '\n';
 }
 
@@ -409,8 +450,10 @@ static void read_play(void)
 			break;
 		case 'B':
 		case 'O':
+		case 'K':
 		case 'L':
 		case 'A':
+		case 'S':
 			read_event(&line);
 			break;
 		case 'C': {

@@ -16,8 +16,9 @@
  *	B BACKEND LETTER MS   from then on: up, refusing, dropping, no route,
  *	                      or its connections are cut ("k")
  *	O MS TEXT             an operator says TEXT
+ *	K MS                  he has a session cut
  *	L MS                  a reload, without b0 or with it again
- *	A MS                  weir is told to end
+ *	A MS, S MS            weir is told to end; S: at once
  *	C CLIENT MS           comes then; the lines that follow are its own:
  *
  *	P                     pipelines, if that is offered
@@ -30,7 +31,7 @@
  *	t TEXT                octets of the body
  *	T TIMES TEXT          the same, often
  *	d MS                  DATA, a pause, the body and its end
- *	k OCTETS, K           BDAT, with so many or with all that are left
+ *	k OCTETS, b           BDAT, with so many or with all that are left
  *	s                     RSET
  *	l TEXT                a line that draws one reply
  *	u TEXT                a chunk that belongs to nothing

@@ -420,8 +420,8 @@ static void write_honest(struct writer *w, struct input_line *in)
 		write_data(w, in);
 		return;
 	case 'k':
-	case 'K':
-		write_chunk(w, in, in->letter == 'K');
+	case 'b':
+		write_chunk(w, in, in->letter == 'b');
 		return;
 	case 's':
 		line(w, SIM_REPLY_RSET, "RSET");
@@ -486,7 +486,7 @@ static bool own_line(struct input *in, unsigned client, unsigned *speaker,
 		if (line->letter == 'C')
 			*speaker = input_number(line, 2);
 		else if (*speaker == client &&
-			 strchr("WDBOLA", line->letter) == NULL)
+			 strchr("WDBOKLAS", line->letter) == NULL)
 			return true;
 	}
 	return false;
