@@ -915,6 +915,7 @@ static void bound(struct session *s, const struct session_env *env,
 		try_another(s, env, plan, BUSY_STAGE_EHLO, BUSY_MISCONF);
 		return;
 	}
+	assert(s->ahead == 0);
 	s->state = SESSION_MAIL;
 	s->deadline_ms = INT64_MAX;
 	s->due = 1;
@@ -1117,7 +1118,6 @@ static void let_go(struct session *s, const struct session_event *ev,
 		session_part(s, plan); /* it has more to answer */
 		return;
 	}
-
 	session_add(plan, keep ? SESSION_DO_KEEP : SESSION_DO_QUIT);
 	s->bound = false;
 }

@@ -14,6 +14,7 @@
  * One client's session as a step function: an event in, a plan out.
  *
  *	GREETING -> COMMAND <-> BINDING -> MAIL -> COMMAND (transaction open)
+ *	MAIL -> DATA (which had been sent ahead)
  *	COMMAND -> DATA -> BODY -> FINAL -> COMMAND
  *	COMMAND -> CHUNK (BDAT) -> COMMAND or FINAL
  *	any -> CLOSED
@@ -226,14 +227,16 @@ void session_init(struct session *s, const struct config_listener *listener,
  * expect makes an empty plan, never an error.
  *
  * OCTETS: what plan->consumed leaves is to be given again, when
- * session_wants() says so: after each other event.  REPLY too may consume
- * some of the octets that were left, all of them from one buffer.
+ * session_wants() says so: after each other event.  Behind MAIL they are
+ * looked at and not consumed: give the same first ones again, and any more
+ * behind them.  Then the REPLY to MAIL may consume of them, never more than
+ * one OCTETS held.
  */
 void session_step(struct session *s, const struct session_env *env,
 		  const struct session_event *event, struct session_plan *plan);
 
 /*
- * Whether OCTETS would be consumed now; with none at hand, only call when a
+ * Whether OCTETS would be of use now; with none at hand, only call when a
  * line waits (s->line_ready).
  */
 bool session_wants(const struct session *s);

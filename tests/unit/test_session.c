@@ -19,6 +19,11 @@
  * session answers to it, as one line of acts.  Each is run with the client's
  * octets whole, cut in two at every place, and one by one, and the acts must
  * be the same.  A model of the worker watches every single step.
+ *
+ * One thing depends on how octets come: what stands behind MAIL in one buffer
+ * is sent ahead of MAIL's reply.  So in dialogues "ahead" the order of the two
+ * sides' acts may differ between the runs, but neither what the client reads
+ * by each EXPECT, nor what a backend reads that takes the MAIL, nor the end.
  */
 
 enum kind {
@@ -55,6 +60,7 @@ struct talk {
 	const struct move *moves;
 	struct knobs knobs;
 	bool whole_only; /* what was pipelined cannot be told from late words */
+	bool ahead;      /* lines are sent ahead of MAIL's reply */
 };
 
 /* ---- the language of the dialogues ---- */
@@ -163,6 +169,27 @@ struct talk {
 						{ .kind = END } },             \
 		.whole_only = true                                             \
 	}
+#define TALK_AHEAD(title, ...)                                                 \
+	{                                                                      \
+		.name = (title),                                               \
+		.moves = (const struct move[]){ __VA_ARGS__,                   \
+						{ .kind = END } },             \
+		.ahead = true                                                  \
+	}
+#define TALK_AHEAD_WITH(title, how, ...)                                       \
+	{                                                                      \
+		.name = (title),                                               \
+		.moves = (const struct move[]){ __VA_ARGS__,                   \
+						{ .kind = END } },             \
+		.knobs = how, .ahead = true                                    \
+	}
+#define TALK_AHEAD_WHOLE(title, ...)                                           \
+	{                                                                      \
+		.name = (title),                                               \
+		.moves = (const struct move[]){ __VA_ARGS__,                   \
+						{ .kind = END } },             \
+		.whole_only = true, .ahead = true                              \
+	}
 #define HOW(...)                                                               \
 	{                                                                      \
 		__VA_ARGS__                                                    \
@@ -172,6 +199,14 @@ struct talk {
 /* ---- the world around one session ---- */
 
 enum { PIECES_MAX = 70000, ACTS_TEXT_MAX = 16384, BODY_MAX = 200000 };
+enum { CONNS_MAX = 6, CONN_TEXT_MAX = 512 };
+
+/* What one backend connection reads for one MAIL. */
+struct conn {
+	bool taken; /* MAIL was */
+	size_t len;
+	char text[CONN_TEXT_MAX];
+};
 
 struct world {
 	struct session s;
@@ -194,11 +229,18 @@ struct world {
 	/* the worker's view */
 	bool bound, binding, closed;
 	unsigned due, begun, logged, ends_sent, ends_good, most_acts;
+	bool pipelining;
+	size_t ahead;        /* octets of the first piece sent ahead */
+	unsigned sent_ahead; /* lines, ever */
+	unsigned bindings;   /* conns[] holds the last ones */
+	struct conn conns[CONNS_MAX];
 	unsigned surprises; /* acts that were not expected */
 	const char *name;
+	bool ahead_talk;
 };
 
 static struct world *w;
+static struct world *uncut; /* how an "ahead" dialogue ended, octets whole */
 static struct config *config;
 static const uint8_t key[ADMISSION_KEY_LEN] = { 7 };
 
@@ -228,6 +270,7 @@ static void world_open(const struct talk *t)
 	memset(&w->first, 0, sizeof(*w) - offsetof(struct world, first));
 	memset(config, 0, sizeof(*config));
 	w->name = t->name;
+	w->ahead_talk = t->ahead;
 	mem = aligned_alloc(ADMISSION_ALIGN, admission_size(&limits));
 	w->line = malloc(SESSION_LINE_MAX);
 	w->mail = malloc(SESSION_MAIL_MAX);
@@ -329,13 +372,46 @@ static void on_relay(const struct session_act *act,
 	assert_true(w->ends_good <= w->ends_sent);
 }
 
-static void on_command(const struct session_act *act)
+/* Note what the backend reads. */
+static void tell_backend(const char *text, size_t len)
+{
+	struct conn *c = &w->conns[(w->bindings - 1) % CONNS_MAX];
+
+	assert_true(w->bindings > 0);
+	if (len + 1 > sizeof(c->text) - c->len)
+		return;
+	memcpy(c->text + c->len, text, len);
+	c->len += len;
+	c->text[c->len++] = ';';
+}
+
+static bool lies_in(const char *text, size_t len, const char *place,
+		    size_t size)
+{
+	return text >= place && text + len <= place + size;
+}
+
+static void on_command(const struct session_act *act,
+		       const struct session_event *ev,
+		       enum session_state before)
 {
 	assert_true(w->bound);
 	assert_true(act->len >= 6);
 	assert_memory_equal(act->text + act->len - 2, "\r\n", 2);
+	/* The text lives as long as the plan. */
+	assert_true(lies_in(act->text, act->len, w->mail, SESSION_MAIL_MAX) ||
+		    lies_in(act->text, act->len, w->line, SESSION_LINE_MAX) ||
+		    (ev->kind == SESSION_IN_OCTETS &&
+		     lies_in(act->text, act->len, ev->data, ev->len)));
 	put("%.*s", (int)(act->len - 2), act->text);
+	tell_backend(act->text, act->len - 2);
+	if (before == SESSION_MAIL && ev->kind == SESSION_IN_OCTETS) {
+		assert_ptr_equal(act->text, ev->data + w->ahead);
+		w->ahead += act->len;
+		w->sent_ahead++;
+	}
 	w->due++;
+	assert_true(w->due <= (w->pipelining ? UPSTREAM_PIPELINE_MAX : 1u));
 	if (act->stage == BUSY_STAGE_EOD)
 		w->ends_sent++;
 }
@@ -352,6 +428,7 @@ static void on_body(const struct session_act *act,
 	if (act->stage != BUSY_STAGE_EOD)
 		return;
 	put("end; ");
+	tell_backend("end", 3);
 	w->due++;
 	w->ends_sent++;
 }
@@ -359,6 +436,9 @@ static void on_body(const struct session_act *act,
 static void on_part(const char *how)
 {
 	put("%s", how);
+	/* How one that refused MAIL is left depends on what it was sent. */
+	if (w->bound && w->conns[(w->bindings - 1) % CONNS_MAX].taken)
+		tell_backend(how, strlen(how));
 	w->bound = false;
 	w->binding = false;
 	w->due = 0;
@@ -381,7 +461,7 @@ static void on_act(const struct session_act *act,
 		put("bind");
 		break;
 	case SESSION_DO_COMMAND:
-		on_command(act);
+		on_command(act, ev, before);
 		break;
 	case SESSION_DO_BODY:
 		on_body(act, ev);
@@ -422,7 +502,16 @@ static void check_rest(void)
 	bool timed = s->deadline_ms != INT64_MAX;
 
 	assert_int_equal(s->bound, w->bound);
-	assert_int_equal(s->due, w->due);
+	/* Until MAIL is answered nothing else is due to the client. */
+	assert_int_equal(s->due + s->ahead_rcpts + s->ahead_data, w->due);
+	assert_int_equal(s->ahead, w->ahead);
+	assert_int_equal(s->ahead_rcpts + s->ahead_data > 0, s->ahead > 0);
+	if (s->state == SESSION_MAIL) {
+		assert_int_equal(s->due, 1);
+		assert_true(w->ahead == 0 || w->ahead <= w->lens[w->first]);
+	} else {
+		assert_int_equal(s->ahead, 0);
+	}
 	assert_int_equal(w->begun - w->logged,
 			 s->transaction != SESSION_NO_MAIL ||
 				 s->state == SESSION_BINDING ||
@@ -468,6 +557,45 @@ static void check_rest(void)
 	}
 }
 
+/* A backend, or one more message for it. */
+static void on_bound(const struct session_event *ev)
+{
+	w->bound = true;
+	w->pipelining = ev->pipelining;
+	w->bindings++;
+	memset(&w->conns[(w->bindings - 1) % CONNS_MAX], 0,
+	       sizeof(w->conns[0]));
+}
+
+static void eat(size_t len)
+{
+	if (len == 0)
+		return;
+	assert_true(w->first < w->count);
+	assert_true(len <= w->lens[w->first]);
+	w->pieces[w->first] += len;
+	w->lens[w->first] -= len;
+	if (w->lens[w->first] == 0)
+		w->first++;
+}
+
+/* What was sent ahead is consumed by MAIL's 2xx, and by nothing else. */
+static void check_consumed(const struct session_event *ev,
+			   enum session_state before)
+{
+	bool taken = ev->kind == SESSION_IN_REPLY && before == SESSION_MAIL &&
+		     w->s.transaction == SESSION_MAIL_OPEN;
+
+	if (ev->kind == SESSION_IN_OCTETS && before != SESSION_MAIL)
+		assert_true(w->plan.consumed <= ev->len);
+	else
+		assert_int_equal(w->plan.consumed, taken ? w->ahead : 0);
+	if (taken)
+		w->conns[(w->bindings - 1) % CONNS_MAX].taken = true;
+	if (w->s.state != SESSION_MAIL)
+		w->ahead = 0;
+}
+
 static void step(const struct session_event *ev)
 {
 	enum session_state before = w->s.state;
@@ -476,13 +604,12 @@ static void step(const struct session_event *ev)
 
 	/* What the worker does before it tells. */
 	if (ev->kind == SESSION_IN_BOUND && before == SESSION_BINDING)
-		w->bound = true;
+		on_bound(ev);
 	if (replied)
 		w->due--;
 	memset(&w->plan, 0xa5, sizeof(w->plan));
 	session_step(&w->s, &w->env, ev, &w->plan);
 	assert_true(w->plan.count <= SESSION_ACTS_MAX);
-	assert_true(w->plan.consumed <= ev->len);
 	if (w->plan.count > w->most_acts)
 		w->most_acts = w->plan.count;
 	if (ev->kind == SESSION_IN_LOST && w->bound) {
@@ -495,7 +622,9 @@ static void step(const struct session_event *ev)
 		on_act(&w->plan.acts[i], ev, before);
 	if (before == SESSION_CLOSED)
 		assert_int_equal(w->plan.count, 0);
+	check_consumed(ev, before);
 	check_rest();
+	eat(w->plan.consumed);
 }
 
 /* As the worker's pump(). */
@@ -512,12 +641,6 @@ static void pump(void)
 			break;
 		}
 		step(&ev);
-		if (ev.len > 0) {
-			w->pieces[w->first] += w->plan.consumed;
-			w->lens[w->first] -= w->plan.consumed;
-			if (w->lens[w->first] == 0)
-				w->first++;
-		}
 		if (w->plan.count == 0 && w->plan.consumed == 0)
 			break;
 	}
@@ -586,12 +709,56 @@ static void say_as_client(const struct move *m, long cut, size_t *said)
 	*said += m->len;
 }
 
+/* Is this act, of acts as words, what a backend reads? */
+static bool is_for_backend(const char *act, size_t len)
+{
+	return (act[0] >= 'A' && act[0] <= 'Z') ||
+	       (len == 4 && memcmp(act, "quit", 4) == 0) ||
+	       (len == 4 && memcmp(act, "keep", 4) == 0) ||
+	       (len == 5 && memcmp(act, "reset", 5) == 0);
+}
+
+/* Keep the acts that no backend reads. */
+static size_t keep_ours(const char *acts, size_t len, char *to)
+{
+	size_t kept = 0;
+	size_t n;
+
+	for (size_t at = 0; at < len; at += n + 2) {
+		const char *end = memmem(acts + at, len - at, "; ", 2);
+
+		n = end != NULL ? (size_t)(end - acts) - at : len - at;
+		if (is_for_backend(acts + at, n))
+			continue;
+		memcpy(to + kept, acts + at, n);
+		kept += n;
+		to[kept++] = ';';
+	}
+	return kept;
+}
+
+static bool is_as_written(const struct move *m, const char *acts, size_t len,
+			  bool reordered)
+{
+	char want[1024], have[1024];
+	size_t want_len = strlen(m->text);
+
+	if (!reordered)
+		return want_len == len && memcmp(m->text, acts, len) == 0;
+	assert_true(want_len < sizeof(want));
+	assert_true(len < sizeof(have));
+	want_len = keep_ours(m->text, want_len, want);
+	len = keep_ours(acts, len, have);
+	return want_len == len && memcmp(want, have, len) == 0;
+}
+
 static void expect(const struct move *m, long cut)
 {
 	/* The last "; " is not written in tables. */
 	size_t len = w->acts_len >= 2 ? w->acts_len - 2 : 0;
+	bool reordered = w->ahead_talk && cut != CUT_NOWHERE;
 
-	if (strlen(m->text) != len || memcmp(m->text, w->acts, len) != 0) {
+	if (!is_as_written(m, w->acts, len, reordered)) {
 		print_error("%s (cut %ld)\n want: %s\n have: %.*s\n", w->name,
 			    cut, m->text, (int)len, w->acts);
 		w->surprises++;
@@ -639,6 +806,35 @@ static void move_on(const struct move *m, long cut, size_t *said)
 	}
 }
 
+/* The same to a backend: all of it, if it took the MAIL. */
+static bool reads_the_same(const struct conn *whole, const struct conn *cut)
+{
+	assert_true(whole->len < sizeof(whole->text) - 64);
+	return whole->taken == cut->taken && cut->len <= whole->len &&
+	       (!whole->taken || cut->len == whole->len) &&
+	       memcmp(whole->text, cut->text, cut->len) == 0;
+}
+
+/* However the octets were cut, an "ahead" dialogue comes to the same end. */
+static bool ends_the_same(void)
+{
+	const struct session *a = &uncut->s;
+	const struct session *b = &w->s;
+	bool same = uncut->bindings == w->bindings;
+
+	assert_true(uncut->bindings <= CONNS_MAX);
+	for (unsigned i = 0; same && i < w->bindings; i++)
+		same = reads_the_same(&uncut->conns[i], &w->conns[i]);
+	return same && a->state == b->state &&
+	       a->transaction == b->transaction && a->due == b->due &&
+	       a->bound == b->bound && a->errors == b->errors &&
+	       a->deadline_ms == b->deadline_ms && a->reason == b->reason &&
+	       a->message.rcpts == b->message.rcpts &&
+	       a->message.rcpts_ok == b->message.rcpts_ok &&
+	       a->message.tries == b->message.tries &&
+	       memcmp(&uncut->stats, &w->stats, sizeof(w->stats)) == 0;
+}
+
 /* Whether all went as written. */
 static bool run(const struct talk *t, long cut)
 {
@@ -648,6 +844,13 @@ static bool run(const struct talk *t, long cut)
 	world_open(t);
 	for (const struct move *m = t->moves; m->kind != END; m++)
 		move_on(m, cut, &said);
+	if (t->ahead && cut == CUT_NOWHERE) {
+		assert_true(w->sent_ahead > 0);
+		memcpy(uncut, w, sizeof(*w));
+	} else if (t->ahead && !ends_the_same()) {
+		print_error("%s (cut %ld): another end\n", w->name, cut);
+		w->surprises++;
+	}
 	good = w->surprises == 0;
 	world_close();
 	return good;
@@ -734,10 +937,10 @@ static const struct talk good[] = {
 	     R(MAIL, OK, 250),
 	     X("bind; MAIL FROM:<a@b>; relay 250; quit; log IDLE ok 0; "
 	       "say 221 2.0.0; close quit")),
-	TALK("P9: pipelining that HELO did not offer", ADMIT,
-	     C("HELO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"),
-	     X("say 220; say 250; bind"), BOUND, R(MAIL, OK, 250),
-	     X("MAIL FROM:<a@b>; relay 250; RCPT TO:<c@d>")),
+	TALK_AHEAD("P9: pipelining that HELO did not offer", ADMIT,
+		   C("HELO c\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"),
+		   X("say 220; say 250; bind"), BOUND, R(MAIL, OK, 250),
+		   X("MAIL FROM:<a@b>; RCPT TO:<c@d>; relay 250")),
 	TALK("NOOP waits for the replies before it", GROUP, LOST,
 	     X("say 451 4.3.0 x3; log DATA sick 451"), C("NOOP\r\n"),
 	     X("say 250 2.0.0")),
@@ -1256,12 +1459,379 @@ static void failover_is_hidden_and_never_after_a_reply(void **state)
 	RUN(failovers);
 }
 
+/* ---- behind MAIL ---- */
+
+#define A10   "aaaaaaaaaa"
+#define A100  A10 A10 A10 A10 A10 A10 A10 A10 A10 A10
+#define A500  A100 A100 A100 A100 A100
+#define A4000 A500 A500 A500 A500 A500 A500 A500 A500
+
+#define STOP                                                                   \
+	{                                                                      \
+		.kind = SKIP                                                   \
+	}
+#define ENVELOPE "MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nRCPT TO:<e@f>\r\nDATA\r\n"
+#define SENT     "MAIL FROM:<a@b>; RCPT TO:<c@d>; RCPT TO:<e@f>; DATA"
+
+static const struct talk aheads[] = {
+	TALK_AHEAD("an envelope in one burst", HELLO, C(ENVELOPE), X("bind"),
+		   BOUND, X(SENT), R(MAIL, OK, 250), X("relay 250"),
+		   R(RCPT, OK, 250), R(RCPT, POLICY, 550), R(DATA, OK, 354),
+		   X("relay 250; relay 550; relay 354"), C("hi\r\n.\r\n"),
+		   X("end"), B("hi\r\n.\r\n"), R(EOD, OK, 250),
+		   X("relay 250; keep; log EOD ok 250")),
+	TALK_AHEAD("the next message's envelope behind the final dot", TO_DATA,
+		   C(".\r\n" ENVELOPE), X("end"), R(EOD, OK, 250),
+		   X("relay 250; keep; log EOD ok 250; bind"), BOUND_AGAIN,
+		   X(SENT), R(MAIL, OK, 250), X("relay 250"), R(RCPT, OK, 250),
+		   R(RCPT, OK, 250), R(DATA, OK, 354), STOP, C(".\r\n"),
+		   X("end")),
+	TALK_AHEAD("MAIL refused: what went ahead is answered here, in order",
+		   HELLO, C(ENVELOPE), BOUND, X("bind; " SENT),
+		   R(MAIL, POLICY, 550),
+		   X("relay 550; reset; log MAIL policy 550; say 503 5.5.1; "
+		     "say 503 5.5.1; say 503 5.5.1"),
+		   C("NOOP\r\n"), X("say 250 2.0.0"), C("MAIL FROM:<a@b>\r\n"),
+		   X("bind")),
+	TALK_AHEAD_WHOLE("MAIL refused: a body that did not wait is not run",
+			 HELLO, C(ENVELOPE "RSET\r\n.\r\n"), BOUND,
+			 X("bind; " SENT), R(MAIL, POLICY, 550),
+			 X("relay 550; reset; log MAIL policy 550; "
+			   "say 503 5.5.1; say 503 5.5.1; say 503 5.5.1; "
+			   "say 554 5.5.0; close sync")),
+	TALK_AHEAD("MAIL refused and no DATA went ahead: parted in good order",
+		   HELLO, C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"), BOUND,
+		   R(MAIL, POLICY, 550),
+		   X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>; relay 550; quit; "
+		     "log MAIL policy 550; say 503 5.5.1")),
+	TALK_AHEAD_WITH("the answers to a refused envelope are errors",
+			HOW(.max_errors = 2), HELLO, C(ENVELOPE), BOUND,
+			R(MAIL, POLICY, 550),
+			X("bind; " SENT "; relay 550; reset; "
+			  "log MAIL policy 550; say 503 5.5.1; say 503 5.5.1; "
+			  "say 421 4.7.0; close errors")),
+	TALK_AHEAD("421 about the client to MAIL is passed and obeyed", HELLO,
+		   C(ENVELOPE), BOUND, R(MAIL, SESSION, 421),
+		   X("bind; " SENT "; relay 421; reset; log MAIL session 421; "
+		     "close backend_421")),
+	TALK_AHEAD_WITH("another backend gets it all anew, counted once",
+			HOW(.recipient_rate = 2), HELLO, C(ENVELOPE), BOUND,
+			X("bind; " SENT), R(MAIL, BUSY, 452), X("reset; bind"),
+			BOUND, X(SENT), R(MAIL, OK, 250), X("relay 250"),
+			R(RCPT, OK, 250), R(RCPT, OK, 250), R(DATA, OK, 354),
+			C(".\r\n"), R(EOD, OK, 250),
+			X("relay 250; relay 250; relay 354; end; relay 250; "
+			  "keep; log EOD ok 250"),
+			C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"), BOUND_AGAIN,
+			R(MAIL, OK, 250),
+			X("bind; MAIL FROM:<a@b>; relay 250; say 450 4.7.1")),
+	TALK_AHEAD("another backend, without PIPELINING: one by one", HELLO,
+		   C(ENVELOPE), BOUND, R(MAIL, BUSY, 452),
+		   X("bind; " SENT "; reset; bind"), BOUND_POOR,
+		   X("MAIL FROM:<a@b>"), R(MAIL, OK, 250),
+		   X("relay 250; RCPT TO:<c@d>"), R(RCPT, OK, 250),
+		   X("relay 250; RCPT TO:<e@f>"), R(RCPT, OK, 250),
+		   X("relay 250; DATA"), R(DATA, OK, 354), X("relay 354")),
+	TALK_AHEAD("the second one has PIPELINING, the first has not", HELLO,
+		   C(ENVELOPE), BOUND_POOR, X("bind; MAIL FROM:<a@b>"),
+		   R(MAIL, BUSY, 452), X("quit; bind"), BOUND, X(SENT),
+		   R(MAIL, OK, 250), X("relay 250")),
+	TALK_AHEAD_WITH("busy, and none left to try: its own words",
+			HOW(.tries = 1), HELLO, C(ENVELOPE), BOUND,
+			R(MAIL, BUSY, 452),
+			X("bind; " SENT "; relay 452; reset; "
+			  "log MAIL busy 452; say 503 5.5.1; say 503 5.5.1; "
+			  "say 503 5.5.1")),
+	TALK_AHEAD("lost before MAIL's reply, each of them", HELLO, C(ENVELOPE),
+		   BOUND, LOST, X("bind; " SENT "; bind"), BOUND, LOST, BOUND,
+		   LOST,
+		   X(SENT "; bind; " SENT "; say 451 4.3.2; log MAIL sick 451; "
+			  "say 503 5.5.1; say 503 5.5.1; say 503 5.5.1")),
+	TALK_AHEAD("lost when the budget is used up", HELLO, C(ENVELOPE), BOUND,
+		   AFTER(20000), LOST,
+		   X("bind; " SENT "; say 451 4.3.2; log MAIL sick 451; "
+		     "say 503 5.5.1; say 503 5.5.1; say 503 5.5.1")),
+	TALK_AHEAD("lost right after MAIL's reply: 451 for each line", HELLO,
+		   C(ENVELOPE), BOUND, R(MAIL, OK, 250), LOST,
+		   X("bind; " SENT "; relay 250; say 451 4.3.0 x3; "
+		     "log DATA sick 451"),
+		   C("NOOP\r\n"), X("say 250 2.0.0")),
+	TALK_AHEAD_WITH("a kept connection that is lost costs no try",
+			HOW(.tries = 1, .recipient_rate = 2), HELLO,
+			C(ENVELOPE), BOUND_AGAIN, LOST,
+			X("bind; " SENT "; bind"), BOUND, R(MAIL, OK, 250),
+			X(SENT "; relay 250")),
+	TALK_AHEAD_WITH("a kept connection that has served enough",
+			HOW(.tries = 1), HELLO, C(ENVELOPE), BOUND_AGAIN,
+			R(MAIL, SESSION, 421), X("bind; " SENT "; reset; bind"),
+			BOUND, R(MAIL, OK, 250), X(SENT "; relay 250")),
+	TALK_AHEAD("words before MAIL's reply", HELLO, C(ENVELOPE), BOUND,
+		   EARLY(OK, 250), X("bind; " SENT "; reset; bind"), BOUND,
+		   R(MAIL, OK, 354), X(SENT "; reset; bind")),
+	TALK_AHEAD("the reply to a line ahead, but none to MAIL", HELLO,
+		   C(ENVELOPE), BOUND, R(RCPT, OK, 250),
+		   X("bind; " SENT "; reset; bind")),
+	TALK_AHEAD("the client ends its side behind DATA", HELLO, C(ENVELOPE),
+		   BOUND, OVER, X("bind; " SENT), R(MAIL, OK, 250),
+		   X("relay 250; reset; log DATA ok 0; close client_closed")),
+	TALK_AHEAD("the client ends its side behind RCPT, MAIL is refused",
+		   HELLO, C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"), BOUND,
+		   OVER, R(MAIL, POLICY, 550),
+		   X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>; relay 550; quit; "
+		     "log MAIL policy 550; say 503 5.5.1; "
+		     "close client_closed")),
+	TALK_AHEAD("the client resets behind DATA", HELLO, C(ENVELOPE), BOUND,
+		   GONE,
+		   X("bind; " SENT "; reset; log MAIL ok 0; "
+		     "abort client_reset")),
+	TALK_AHEAD("the client resets behind RCPT", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"), BOUND, GONE,
+		   X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>; quit; "
+		     "log MAIL ok 0; abort client_reset")),
+	TALK_AHEAD_WITH("no client's time runs while MAIL is answered",
+			HOW(.session_ms = 1000), HELLO, C(ENVELOPE), BOUND,
+			AFTER(9999999), X("bind; " SENT), R(MAIL, OK, 250),
+			R(RCPT, OK, 250), R(RCPT, OK, 250), AFTER(1),
+			X("relay 250; relay 250; relay 250"), R(DATA, OK, 354),
+			AFTER(0),
+			X("relay 354; say 421 4.4.2; reset; log EOD ok 0; "
+			  "close session_time")),
+	TALK_AHEAD("drained: the message ends first", HELLO, C(ENVELOPE), BOUND,
+		   { .kind = DRAINING }, DO(DRAIN), X("bind; " SENT),
+		   R(MAIL, OK, 250), R(RCPT, OK, 250), R(RCPT, OK, 250),
+		   R(DATA, OK, 354), C(".\r\n"), STOP, R(EOD, OK, 250),
+		   X("relay 250; keep; log EOD ok 250; say 421 4.3.2; "
+		     "close drain")),
+	TALK_AHEAD("drained, and MAIL refused", HELLO, C(ENVELOPE), BOUND,
+		   { .kind = DRAINING }, DO(DRAIN), R(MAIL, POLICY, 550),
+		   X("bind; " SENT "; relay 550; reset; log MAIL policy 550; "
+		     "say 421 4.3.2; close drain")),
+	TALK_AHEAD_WITH("no more recipients than allowed",
+			HOW(.max_recipients = 1), HELLO, C(ENVELOPE), BOUND,
+			X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+			R(MAIL, OK, 250), X("relay 250"), R(RCPT, OK, 250),
+			X("relay 250; say 452 4.5.3; DATA"), R(DATA, OK, 354),
+			X("relay 354")),
+	TALK_AHEAD_WITH("no more recipients than the rate allows",
+			HOW(.recipient_rate = 1), HELLO, C(ENVELOPE), BOUND,
+			R(MAIL, BUSY, 452),
+			X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>; quit; bind"),
+			BOUND, R(MAIL, OK, 250),
+			X("MAIL FROM:<a@b>; RCPT TO:<c@d>; relay 250"),
+			R(RCPT, OK, 250), X("relay 250; say 450 4.7.1; DATA")),
+	TALK_AHEAD("8 bits without SMTPUTF8 stop it", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"
+		     "RCPT TO:<\303\244@b>\r\nDATA\r\n"),
+		   BOUND, X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+		   R(MAIL, OK, 250), X("relay 250"), R(RCPT, OK, 250),
+		   X("relay 250; say 553 5.6.7; DATA")),
+	TALK_AHEAD("8 bits with SMTPUTF8 do not", HELLO,
+		   C("MAIL FROM:<a@b> SMTPUTF8\r\nRCPT TO:<\303\244@b>\r\n"),
+		   BOUND,
+		   X("bind; MAIL FROM:<a@b> SMTPUTF8; RCPT TO:<\303\244@b>"),
+		   R(MAIL, OK, 250), X("relay 250")),
+	TALK_AHEAD_WITH("a parameter that was not offered stops it",
+			HOW(.offer = SMTP_EXT_8BITMIME), HELLO,
+			C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"
+			  "RCPT TO:<e@f> NOTIFY=NEVER\r\nDATA\r\n"),
+			BOUND, X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+			R(MAIL, OK, 250), R(RCPT, OK, 250),
+			X("relay 250; relay 250; say 555 5.5.4; DATA")),
+	TALK_AHEAD("a parameter that nobody knows stops it", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"
+		     "RCPT TO:<e@f> X=1\r\nDATA\r\n"),
+		   BOUND, X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+		   R(MAIL, OK, 250), R(RCPT, OK, 250),
+		   X("relay 250; relay 250; say 555 5.5.4; DATA")),
+	TALK_AHEAD("DATA with an argument stops it", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA x\r\n"), BOUND,
+		   X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"), R(MAIL, OK, 250),
+		   R(RCPT, OK, 250), X("relay 250; relay 250; say 501 5.5.4")),
+	TALK_AHEAD("a bare LF stops it", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nRCPT TO:<e@f>\n"
+		     "DATA\r\n"),
+		   BOUND, X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+		   R(MAIL, OK, 250), R(RCPT, OK, 250),
+		   X("relay 250; relay 250; say 500 5.5.2; DATA")),
+	TALK_AHEAD("a line too long stops it", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n" A500 A500
+		     "\r\nDATA\r\n"),
+		   BOUND, X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+		   R(MAIL, OK, 250), R(RCPT, OK, 250),
+		   X("relay 250; relay 250; say 500 5.5.2; DATA")),
+	TALK_AHEAD("NOOP behind RCPT stops it", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nNOOP\r\nDATA\r\n"),
+		   BOUND, X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+		   R(MAIL, OK, 250), R(RCPT, OK, 250),
+		   X("relay 250; relay 250; say 250 2.0.0; DATA")),
+	TALK_AHEAD("BDAT behind RCPT stops it", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nBDAT 6 LAST\r\n"
+		     "DATA\r\nQUIT\r\n"),
+		   BOUND, X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"), B(""),
+		   R(MAIL, OK, 250), X("relay 250; BDAT 6 LAST"), B("DATA\r\n"),
+		   R(RCPT, OK, 250), R(EOD, OK, 250),
+		   X("relay 250; relay 250; keep; log EOD ok 250; "
+		     "say 221 2.0.0; close quit")),
+	TALK_AHEAD("BINARYMIME: DATA stops it", HELLO,
+		   C("MAIL FROM:<a@b> BODY=BINARYMIME\r\nRCPT TO:<c@d>\r\n"
+		     "DATA\r\n"),
+		   BOUND,
+		   X("bind; MAIL FROM:<a@b> BODY=BINARYMIME; RCPT TO:<c@d>"),
+		   R(MAIL, OK, 250), R(RCPT, OK, 250),
+		   X("relay 250; relay 250; say 503 5.5.1")),
+	TALK_AHEAD("a line that is cut waits for MAIL's reply", HELLO,
+		   C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nRCPT TO"), BOUND,
+		   X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>"),
+		   C(":<e@f>\r\nDATA\r\n"), X(""), R(MAIL, OK, 250),
+		   X("relay 250; RCPT TO:<e@f>; DATA")),
+	TALK_AHEAD("lines that come while MAIL is answered", HELLO,
+		   C("MAIL FROM:<a@b>\r\n"), BOUND, X("bind; MAIL FROM:<a@b>"),
+		   C("RCPT TO:<c@d>\r\n"), X("RCPT TO:<c@d>"), C("DATA\r\n"),
+		   X(""), R(MAIL, OK, 250), X("relay 250; DATA")),
+	TALK_AHEAD("a body that did not wait for the 354", HELLO,
+		   C(ENVELOPE "RSET\r\n.\r\n"), BOUND, R(MAIL, OK, 250),
+		   X("bind; " SENT "; relay 250"), R(RCPT, OK, 250),
+		   R(RCPT, OK, 250), R(DATA, OK, 354),
+		   X("relay 250; relay 250; say 554 5.5.0; reset; "
+		     "log DATA ok 554; close sync"),
+		   B("")),
+	TALK_AHEAD("a body that came in time before MAIL's reply alone", HELLO,
+		   C(ENVELOPE), BOUND, C("x\r\n"), R(MAIL, OK, 250),
+		   R(RCPT, OK, 250), R(RCPT, OK, 250), R(DATA, OK, 354),
+		   X("bind; " SENT "; relay 250; relay 250; relay 250; "
+		     "say 554 5.5.0; reset; log DATA ok 554; close sync"),
+		   B("")),
+	TALK_AHEAD_WHOLE(
+		"one that did not wait is no fault of the next message", HELLO,
+		C(ENVELOPE "NOOP\r\n"), BOUND, R(MAIL, BUSY, 452), BOUND_POOR,
+		R(MAIL, OK, 250), R(RCPT, OK, 250), R(RCPT, OK, 250), STOP,
+		R(DATA, OK, 354),
+		X("say 554 5.5.0; reset; log DATA ok 554; "
+		  "close sync")),
+	TALK("NOOP behind MAIL: nothing goes ahead", HELLO,
+	     C("MAIL FROM:<a@b>\r\nNOOP\r\nRCPT TO:<c@d>\r\n"), BOUND,
+	     X("bind; MAIL FROM:<a@b>"), R(MAIL, OK, 250),
+	     X("relay 250; say 250 2.0.0; RCPT TO:<c@d>")),
+	TALK("BDAT behind MAIL: nothing goes ahead", HELLO,
+	     C("MAIL FROM:<a@b>\r\nBDAT 15\r\nRCPT TO:<c@d>\r\n"), BOUND,
+	     X("bind; MAIL FROM:<a@b>"), R(MAIL, OK, 250),
+	     X("relay 250; say 503 5.5.1"), B("")),
+	TALK("DATA behind MAIL: nothing goes ahead", HELLO,
+	     C("MAIL FROM:<a@b>\r\nDATA\r\n"), BOUND,
+	     X("bind; MAIL FROM:<a@b>"), R(MAIL, OK, 250),
+	     X("relay 250; say 503 5.5.1")),
+	TALK("MAIL behind MAIL: nothing goes ahead", HELLO,
+	     C("MAIL FROM:<a@b>\r\nMAIL FROM:<x@y>\r\nRCPT TO:<c@d>\r\n"),
+	     BOUND, X("bind; MAIL FROM:<a@b>"), R(MAIL, OK, 250),
+	     X("relay 250; say 503 5.5.1; RCPT TO:<c@d>")),
+	TALK("without PIPELINING nothing goes ahead", HELLO, C(ENVELOPE),
+	     BOUND_POOR, X("bind; MAIL FROM:<a@b>"), R(MAIL, OK, 250),
+	     X("relay 250; RCPT TO:<c@d>")),
+};
+
+static void lines_behind_mail_are_sent_ahead_and_undone(void **state)
+{
+	(void)state;
+	RUN(aheads);
+}
+
+enum { CROWD = 300, CROWD_LINE = 17 };
+
+static const struct talk in_hello = TALK("", HELLO);
+static const struct move bound_well = BOUND;
+static const struct move mail_taken = R(MAIL, OK, 250);
+static const struct move mail_refused = R(MAIL, BUSY, 452);
+static const struct move rcpt_taken = R(RCPT, OK, 250);
+static const struct move data_taken = R(DATA, OK, 354);
+
+static void go_to(const struct talk *place)
+{
+	world_open(place);
+	for (const struct move *m = place->moves; m->kind != END; m++)
+		move_on(m, CUT_NOWHERE, &(size_t){ 0 });
+	w->acts_len = 0;
+}
+
+static void a_long_envelope_is_sent_ahead_as_far_as_there_is_room(void **state)
+{
+	static char text[17 + CROWD * CROWD_LINE + 6 + 1];
+	static char want[sizeof(text) + CROWD];
+	size_t len = 17;
+	size_t want_len = 0;
+
+	(void)state;
+	memcpy(text, "MAIL FROM:<a@b>\r\n", 17);
+	for (unsigned i = 0; i < CROWD; i++) {
+		(void)snprintf(text + len, sizeof(text) - len,
+			       "RCPT TO:<%03u@d>\r\n", i);
+		len += CROWD_LINE;
+		if (i < UPSTREAM_PIPELINE_MAX - 1) {
+			(void)snprintf(want + want_len, sizeof(want) - want_len,
+				       "RCPT TO:<%03u@d>; ", i);
+			want_len += CROWD_LINE;
+		}
+	}
+	memcpy(text + len, "DATA\r\n", 6);
+	len += 6;
+	go_to(&in_hello);
+	feed(text, len);
+	for (unsigned tries = 0; tries < 2; tries++) {
+		w->acts_len = 0;
+		move_on(&bound_well, CUT_NOWHERE, &(size_t){ 0 });
+		assert_int_equal(w->due, UPSTREAM_PIPELINE_MAX);
+		assert_int_equal(w->s.due, 1);
+		assert_int_equal(w->s.ahead_rcpts, UPSTREAM_PIPELINE_MAX - 1);
+		assert_memory_equal(w->acts, "MAIL FROM:<a@b>; ", 17);
+		assert_int_equal(w->acts_len, 17 + want_len);
+		assert_memory_equal(w->acts + 17, want, want_len);
+		move_on(tries == 0 ? &mail_refused : &mail_taken, CUT_NOWHERE,
+			&(size_t){ 0 });
+	}
+	assert_int_equal(w->due, UPSTREAM_PIPELINE_MAX);
+	for (unsigned i = 0; i < CROWD; i++)
+		move_on(&rcpt_taken, CUT_NOWHERE, &(size_t){ 0 });
+	assert_int_equal(w->s.state, SESSION_DATA);
+	assert_int_equal(w->s.message.rcpts, CROWD);
+	assert_int_equal(w->s.message.rcpts_ok, CROWD);
+	/* All of them, MAIL and DATA; EHLO came before. */
+	assert_int_equal(stats_get(&w->stats, STATS_commands), CROWD + 3);
+	move_on(&data_taken, CUT_NOWHERE, &(size_t){ 0 });
+	assert_int_equal(w->s.state, SESSION_BODY);
+	world_close();
+}
+
+static const struct talk data_ahead = TALK("", HELLO, C(ENVELOPE "x"), BOUND,
+					   STOP);
+static const struct talk rcpt_ahead = TALK(
+	"", HELLO, C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"), BOUND, STOP);
+
+static void a_kill_with_lines_ahead_forgets_them(void **state)
+{
+	(void)state;
+	go_to(&data_ahead);
+	assert_int_equal(w->s.ahead_rcpts, 2);
+	assert_true(w->s.ahead_data);
+	session_kill(&w->s, &w->plan, STATS_CLOSE_KILLED);
+	assert_int_equal(w->s.state, SESSION_CLOSED);
+	assert_int_equal(w->s.ahead, 0);
+	assert_int_equal(w->plan.consumed, 0);
+	assert_int_equal(w->plan.count, 3);
+	assert_int_equal(w->plan.acts[0].what, SESSION_DO_RESET);
+	assert_int_equal(w->plan.acts[1].what, SESSION_DO_LOG);
+	assert_int_equal(w->plan.acts[2].what, SESSION_DO_ABORT);
+	assert_false(w->s.message.unknown);
+	world_close();
+	go_to(&rcpt_ahead);
+	assert_int_equal(w->s.ahead_rcpts, 1);
+	session_kill(&w->s, &w->plan, STATS_CLOSE_KILLED);
+	assert_int_equal(w->s.ahead, 0);
+	assert_int_equal(w->plan.count, 3);
+	assert_int_equal(w->plan.acts[0].what, SESSION_DO_QUIT);
+	world_close();
+}
+
 /* ---- nonsense ---- */
 
-#define A10       "aaaaaaaaaa"
-#define A100      A10 A10 A10 A10 A10 A10 A10 A10 A10 A10
-#define A500      A100 A100 A100 A100 A100
-#define A4000     A500 A500 A500 A500 A500 A500 A500 A500
 #define TEN(text) text text text text text text text text text text
 
 static const struct talk nonsense[] = {
@@ -1546,6 +2116,11 @@ static const struct talk places[] = {
 	TALK("mail", HELLO, C("MAIL FROM:<a@b>\r\n"), BOUND),
 	TALK("mail on a kept one", HELLO, C("MAIL FROM:<a@b>\r\n"),
 	     BOUND_AGAIN),
+	TALK("mail, RCPT ahead", HELLO,
+	     C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nNO"), BOUND),
+	TALK("mail, DATA ahead", HELLO, C(ENVELOPE), BOUND),
+	TALK("mail on a kept one, DATA ahead and more", HELLO,
+	     C(ENVELOPE "x\r\n"), BOUND_AGAIN),
 	TALK("transaction", TO_RCPT),
 	TALK("rcpt due", TO_MAIL,
 	     C("RCPT TO:<c@d>\r\nRCPT TO:<e@f>\r\nNOOP\r\n")),
@@ -1577,6 +2152,8 @@ static const struct move words[] = {
 	C("MAIL FROM:<a@b>\r\n"),
 	C("RCPT TO:<c@d>\r\n"),
 	C("DATA\r\n"),
+	C(ENVELOPE),
+	C(ENVELOPE "x\r\n.\r\n"),
 	C("x\r\n.\r\n"),
 	C("\n"),
 	C("BDAT 2\r\nab"),
@@ -1637,14 +2214,6 @@ static struct session_event any_reply(unsigned n)
 }
 
 enum { REPLIES = 5 * 2 * (BUSY_CLASSES - 1) * 4 };
-
-static void go_to(const struct talk *place)
-{
-	world_open(place);
-	for (const struct move *m = place->moves; m->kind != END; m++)
-		move_on(m, CUT_NOWHERE, &(size_t){ 0 });
-	w->acts_len = 0;
-}
 
 static void every_event_is_defined_in_every_state(void **state)
 {
@@ -1712,7 +2281,9 @@ static void random_sense(void)
 {
 	switch (w->s.state) {
 	case SESSION_COMMAND:
-		if (w->s.transaction != SESSION_MAIL_OPEN)
+		if (w->s.transaction != SESSION_MAIL_OPEN && roll(2) == 0)
+			feed(ENVELOPE, sizeof(ENVELOPE) - 1);
+		else if (w->s.transaction != SESSION_MAIL_OPEN)
 			feed("MAIL FROM:<a@b>\r\n", 17);
 		else if (w->s.message.rcpts == 0 || roll(3) == 0)
 			feed("RCPT TO:<c@d>\r\n", 15);
@@ -1771,6 +2342,7 @@ static void a_random_walk_breaks_no_rule(void **state)
 	};
 	unsigned longest = 0;
 	unsigned messages = 0;
+	unsigned ahead = 0;
 
 	(void)state;
 	for (unsigned seed = 0; seed < 4000; seed++) {
@@ -1784,10 +2356,12 @@ static void a_random_walk_breaks_no_rule(void **state)
 		if (w->most_acts > longest)
 			longest = w->most_acts;
 		messages += w->s.messages;
+		ahead += w->sent_ahead;
 		world_close();
 	}
 	/* The walk came far enough to mean something. */
 	assert_true(messages > 500);
+	assert_true(ahead > 500);
 	assert_true(longest >= 5);
 	assert_true(longest <= SESSION_ACTS_MAX);
 }
@@ -1803,6 +2377,10 @@ int main(void)
 		cmocka_unit_test(
 			smuggling_vectors_reach_no_backend_as_a_message),
 		cmocka_unit_test(failover_is_hidden_and_never_after_a_reply),
+		cmocka_unit_test(lines_behind_mail_are_sent_ahead_and_undone),
+		cmocka_unit_test(
+			a_long_envelope_is_sent_ahead_as_far_as_there_is_room),
+		cmocka_unit_test(a_kill_with_lines_ahead_forgets_them),
 		cmocka_unit_test(nonsense_is_answered_and_bounded),
 		cmocka_unit_test(time_and_limits_are_kept),
 		cmocka_unit_test(a_failover_is_one_transaction_with_two_tries),
@@ -1815,11 +2393,13 @@ int main(void)
 	int failed;
 
 	w = calloc(1, sizeof(*w));
+	uncut = calloc(1, sizeof(*uncut));
 	config = calloc(1, sizeof(*config));
-	if (w == NULL || config == NULL)
+	if (w == NULL || uncut == NULL || config == NULL)
 		return 1;
 	failed = cmocka_run_group_tests(tests, NULL, NULL);
 	free(w);
+	free(uncut);
 	free(config);
 	return failed;
 }
