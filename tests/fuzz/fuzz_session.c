@@ -140,7 +140,9 @@ static void write_config(void)
 	put_if('j', "log_format = json\n");
 	put("[listener in]\nlisten = " WORLD_LISTEN ":25\n"
 	    "listen = [2001:db8::1]:25\nearly_talkers = %s\n",
-	    wants('r') ? "reject" : "log");
+	    wants('r')   ? "reject"
+	    : wants('E') ? "off"
+			 : "log");
 	put_if('d', "greeting_delay = 500ms\n");
 	put_if('z', "size = 3000\n");
 	put("[admission]\ntable_size = 300\nmax_sessions = %u\n",
@@ -155,6 +157,7 @@ static void write_config(void)
 	    "backend_mail = 3s\nbackend_rcpt = 3s\nbackend_data = 3s\n"
 	    "backend_send = 5s\nbackend_final = 5s\nbackend_quit = 1s\n"
 	    "drain = 20s\n");
+	put_if('Q', "session = 5s\n");
 	put("[farm]\ntries = 3\nbudget = %s\nlinger = %s\n"
 	    "unavailable_after = %s\n",
 	    wants('b') ? "3s" : "10s", wants('l') ? "0" : "1s",
@@ -269,9 +272,11 @@ static void read_deed(struct input_line *line)
 	deed->text = text;
 	size_t len = input_text(line, 'x', text, TEXT_MAX);
 	if (deed->kind == SIM_DEED_GARBAGE) {
-		/* It is a text with a NUL at its end for its backend. */
+		/* Its backend reads a number from it, and needs an end. */
 		for (size_t i = 0; i < len; i++)
 			text[i] = text[i] == '\0' ? '\x7f' : text[i];
+		if (len == 0 || (text[len - 1] >= '0' && text[len - 1] <= '9'))
+			memcpy(len == 0 ? text : text + len - 1, "?", 2);
 	} else {
 		make_reply(text, len);
 	}
