@@ -674,8 +674,7 @@ static void chunk_octets(struct session *s, const struct session_env *env,
 
 static bool may_look_ahead(const struct session *s)
 {
-	return s->pipelining && !s->ahead_data && s->line_len == 0 &&
-	       !s->skipping;
+	return s->pipelining && !s->ahead_data;
 }
 
 /* The next line behind MAIL, if it is whole and in this buffer. */
@@ -687,6 +686,9 @@ static void look_ahead(struct session *s, const struct session_env *env,
 	const char *text = ev->data;
 	size_t len = ev->len;
 
+	/* Nothing is gathered: MAIL was the last line that was read. */
+	assert(s->line_len == 0);
+	assert(!s->skipping);
 	if (!may_look_ahead(s) || len <= s->ahead)
 		return;
 	text += s->ahead;

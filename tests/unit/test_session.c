@@ -1805,6 +1805,22 @@ static const struct talk data_ahead = TALK("", HELLO, C(ENVELOPE "x"), BOUND,
 static const struct talk rcpt_ahead = TALK(
 	"", HELLO, C("MAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\n"), BOUND, STOP);
 
+/* The worker may be short of buffers, and read nothing between replies. */
+static void a_body_that_did_not_wait_is_known_before_it_is_read(void **state)
+{
+	(void)state;
+	go_to(&data_ahead);
+	step(&mail_taken.event);
+	assert_int_equal(w->s.state, SESSION_DATA);
+	assert_int_equal(w->lens[w->first], 1);
+	step(&rcpt_taken.event);
+	step(&rcpt_taken.event);
+	step(&data_taken.event);
+	assert_int_equal(w->s.state, SESSION_CLOSED);
+	assert_int_equal(w->s.reason, STATS_CLOSE_SYNC);
+	world_close();
+}
+
 static void a_kill_with_lines_ahead_forgets_them(void **state)
 {
 	(void)state;
@@ -2380,6 +2396,8 @@ int main(void)
 		cmocka_unit_test(lines_behind_mail_are_sent_ahead_and_undone),
 		cmocka_unit_test(
 			a_long_envelope_is_sent_ahead_as_far_as_there_is_room),
+		cmocka_unit_test(
+			a_body_that_did_not_wait_is_known_before_it_is_read),
 		cmocka_unit_test(a_kill_with_lines_ahead_forgets_them),
 		cmocka_unit_test(nonsense_is_answered_and_bounded),
 		cmocka_unit_test(time_and_limits_are_kept),
