@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 
@@ -134,12 +133,9 @@ class Weir:
             self.reader.join(10)
             raise AssertionError(f"weir ended with {self.child.returncode}: "
                                  + "\n".join(self.lines[-20:]))
-        with socket.socket(socket.AF_UNIX) as sock:
-            try:
-                sock.connect(self.control)
-            except OSError:
-                return False
-        return True
+        # To connect is not enough: the ring of a weir that was killed may
+        # outlive it for a moment, and with it the socket.
+        return "state: " in self.ctl("show", "info", check=False)
 
     def up(self, count=None):
         """Wait until the probes have found `count` backends well."""
