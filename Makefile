@@ -60,7 +60,8 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
               $(if $(filter release,$(MODE)),$(LD_HARDEN)) $(LDFLAGS)
 
 # Decisions: no kernel, no clock, no allocation (checked by `make purity`).
-PURE := $(addprefix proxy/,smtp.c session.c session_command.c upstream.c \
+PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
+          session_reply.c upstream.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c) \
         $(addprefix health/,health.c probe.c)
@@ -102,7 +103,8 @@ NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_histogram := tests/histogram.c
 NEEDS_quantity  := tests/quantity.c
-NEEDS_session   := $(addprefix proxy/,session.c session_command.c smtp.c \
+NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
+                     session_command.c session_reply.c smtp.c \
                      admission.c cidr.c stats.c) balancer/busy.c
 NEEDS_upstream  := proxy/upstream.c proxy/smtp.c balancer/busy.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c

@@ -4,11 +4,14 @@
 #include "proxy/session.h"
 
 /*
- * What session.c and session_command.c share; nobody else includes it.
+ * What session.c (greeting, lines, time, ends), session_command.c,
+ * session_body.c and session_reply.c share; nobody else includes it.
  */
 
-#define SESSION_TEXT_DRAIN        "421 4.3.2 Service shutting down\r\n"
-#define SESSION_TEXT_ERRORS       "421 4.7.0 Too many errors, closing\r\n"
+#define SESSION_TEXT_DRAIN  "421 4.3.2 Service shutting down\r\n"
+#define SESSION_TEXT_ERRORS "421 4.7.0 Too many errors, closing\r\n"
+#define SESSION_TEXT_LOST                                                      \
+	"451 4.3.0 The mail server was lost, please try again\r\n"
 #define SESSION_TEXT_CHUNK_FAILED "503 5.5.1 A chunk before this one failed\r\n"
 
 /* Append an act.  The caller fills in what it needs. */
@@ -39,6 +42,13 @@ void session_out_of_step(struct session *s, struct session_plan *plan);
 void session_turn(struct session *s, const struct session_env *env,
 		  struct session_plan *plan);
 
+/* Back to commands: the client's turn. */
+void session_next(struct session *s, const struct session_env *env,
+		  struct session_plan *plan);
+
+/* What was sent behind MAIL is as if it had not been: it waits where it was. */
+void session_forget_ahead(struct session *s);
+
 /* More of a body or chunk is awaited. */
 void session_await_body(struct session *s, const struct session_env *env);
 
@@ -63,6 +73,48 @@ void session_finish(struct session *s, struct session_plan *plan,
 /* Ask for a backend; s->mail, s->need and s->binding_ms are set. */
 void session_bind(struct session *s, const struct session_env *env,
 		  struct session_plan *plan);
+
+/* There is no backend for this message: 451, and back to commands. */
+void session_no_backend(struct session *s, const struct session_env *env,
+			struct session_plan *plan, enum busy_stage stage,
+			enum busy_class class);
+
+/* The events of the backend's side; see enum session_in. */
+void session_bound(struct session *s, const struct session_env *env,
+		   const struct session_event *ev, struct session_plan *plan);
+void session_unbound(struct session *s, const struct session_env *env,
+		     const struct session_event *ev, struct session_plan *plan);
+void session_replied(struct session *s, const struct session_env *env,
+		     const struct session_event *ev, struct session_plan *plan);
+void session_early(struct session *s, const struct session_env *env,
+		   const struct session_event *ev, struct session_plan *plan);
+void session_lost(struct session *s, const struct session_env *env,
+		  const struct session_event *ev, struct session_plan *plan);
+
+/* What the client reads for the backend's code: we live on. */
+unsigned session_code_for_client(const struct session_event *ev);
+
+/* OCTETS in state BODY, and in state CHUNK. */
+void session_body_octets(struct session *s, const struct session_env *env,
+			 const struct session_event *ev,
+			 struct session_plan *plan);
+void session_chunk_octets(struct session *s, const struct session_env *env,
+			  const struct session_event *ev,
+			  struct session_plan *plan);
+
+/*
+ * The rest of this body or chunk goes nowhere, and the backend must not store
+ * it.  What the client will read at its end is to be noted by the caller.
+ */
+void session_stop_body(struct session *s, struct session_plan *plan,
+		       enum busy_stage stage, enum busy_class class);
+
+/* Keep the backend's own words until then; the code is that of every line. */
+void session_note_reply(struct session *s, const struct session_event *ev);
+
+/* Both, with a NUL-terminated reply of our own. */
+void session_refuse_body(struct session *s, struct session_plan *plan,
+			 enum busy_class class, const char *text);
 
 /* A chunk's octets are all gone by. */
 void session_chunk_done(struct session *s, const struct session_env *env,

@@ -1,0 +1,221 @@
+#include <assert.h>
+#include <string.h>
+
+#include "proxy/config.h"
+#include "proxy/session_own.h"
+
+/*
+ * Bodies and chunks: octets on their way to the backend, or to nowhere, with a
+ * reply that waits for their end.
+ */
+
+/* ---- what the client reads at the end ---- */
+
+/*
+ * Keep a reply until the client has said all it is going to say.  It lies in
+ * line[]: no line is gathered before the body or the chunk is over.
+ */
+static void note(struct session *s, const char *text, size_t len)
+{
+	assert(s->line_len == 0 || !s->line_ready);
+	assert(len <= SESSION_NOTE_MAX);
+	memcpy(s->line, text, len);
+	s->note_len = (unsigned)len;
+}
+
+/* Keep the backend's own words; the code is that of every line. */
+void session_note_reply(struct session *s, const struct session_event *ev)
+{
+	unsigned code = session_code_for_client(ev);
+	bool at_start = true;
+
+	if (ev->len > SESSION_NOTE_MAX) {
+		note(s, SESSION_TEXT_LOST, strlen(SESSION_TEXT_LOST));
+		return;
+	}
+	note(s, ev->data, ev->len);
+	for (size_t i = 0; code != ev->code && i + 3 < ev->len; i++) {
+		if (at_start)
+			memcpy(s->line + i, "451", 3);
+		at_start = s->line[i] == '\n';
+	}
+}
+
+/*
+ * The rest of this body goes nowhere, and the backend must not store it.
+ * What the client will read at its end is to be noted by the caller.
+ */
+void session_stop_body(struct session *s, struct session_plan *plan,
+		       enum busy_stage stage, enum busy_class class)
+{
+	assert(!s->swallow);
+	if (s->bound)
+		session_add(plan, SESSION_DO_RESET);
+	s->bound = false;
+	s->swallow = true;
+	s->message.stage = stage;
+	s->message.class = class;
+}
+
+void session_refuse_body(struct session *s, struct session_plan *plan,
+			 enum busy_class class, const char *text)
+{
+	session_stop_body(s, plan, BUSY_STAGE_EOD, class);
+	note(s, text, strlen(text));
+}
+
+/* A reply of our own or the backend's whose time has come. */
+static unsigned say_note(struct session *s, struct session_plan *plan)
+{
+	struct session_act *act = session_add(plan, SESSION_DO_SAY);
+	unsigned code = 0;
+
+	assert(s->note_len >= 3);
+	act->text = s->line;
+	act->len = s->note_len;
+	for (unsigned i = 0; i < 3; i++)
+		code = code * 10 + (unsigned)(s->line[i] - '0');
+	return code;
+}
+
+/* The body's or the message's end was swallowed: now the client hears why. */
+static void end_swallowed(struct session *s, const struct session_env *env,
+			  struct session_plan *plan)
+{
+	unsigned code = say_note(s, plan);
+
+	s->state = SESSION_COMMAND;
+	session_part(s, plan);
+	stats_add(&env->stats->messages_refused, 1);
+	session_end_message(s, plan, s->message.stage, s->message.class, code);
+	if (code != 421)
+		session_next(s, env, plan);
+	else if (s->errors > env->config->admission.max_errors)
+		session_finish(s, plan, STATS_CLOSE_ERRORS);
+	else
+		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
+}
+
+/* ---- octets ---- */
+
+uint64_t session_size_limit(const struct session *s,
+			    const struct session_env *env)
+{
+	uint64_t limit = s->listener->size;
+
+	if (limit == 0 || (env->offer_size > 0 && env->offer_size < limit))
+		limit = env->offer_size;
+	return limit;
+}
+
+/* ".\r\n", which no SIZE counts (RFC 1870, section 3). */
+enum { DATA_END_LEN = 3 };
+
+void session_body_octets(struct session *s, const struct session_env *env,
+			 const struct session_event *ev,
+			 struct session_plan *plan)
+{
+	if (ev->len == 0)
+		return;
+
+	size_t n = smtp_body_scan(&s->body, ev->data, ev->len);
+	uint64_t limit = s->listener->size;
+
+	plan->consumed = n;
+	s->message.octets = s->body.octets;
+	s->message.flaws = s->body.flaws;
+	if (s->body.flaws != 0 && !s->swallow) {
+		stats_add(&env->stats->messages_smuggled, 1);
+		session_refuse_body(s, plan, BUSY_OK,
+				    "550 5.6.11 Bare CR, bare LF or NUL in the "
+				    "message\r\n");
+	} else if (limit > 0 && s->body.octets > limit + DATA_END_LEN &&
+		   !s->swallow) {
+		session_refuse_body(
+			s, plan, BUSY_OK,
+			"552 5.3.4 Message larger than allowed\r\n");
+	}
+	if (!s->swallow) {
+		struct session_act *act = session_add(plan, SESSION_DO_BODY);
+
+		act->len = n;
+		act->stage = s->body.ended ? BUSY_STAGE_EOD : BUSY_STAGE_IDLE;
+	}
+	if (!s->body.ended) {
+		session_await_body(s, env);
+	} else if (s->swallow) {
+		end_swallowed(s, env, plan);
+	} else {
+		s->message.end_ms = env->now_ms;
+		s->state = SESSION_FINAL;
+		s->due = 1;
+		s->deadline_ms = INT64_MAX;
+	}
+}
+
+/*
+ * A chunk that went nowhere is over: its reply is due.  The last one takes the
+ * transaction with it, if there is one.
+ */
+static void chunk_swallowed(struct session *s, const struct session_env *env,
+			    struct session_plan *plan)
+{
+	unsigned code;
+
+	if (s->transaction != SESSION_NO_MAIL &&
+	    (s->chunk_last || memcmp(s->line, "421", 3) == 0)) {
+		end_swallowed(s, env, plan);
+		return;
+	}
+	code = say_note(s, plan);
+	if (code == 421)
+		session_finish(s, plan, STATS_CLOSE_ERRORS);
+	else
+		session_next(s, env, plan);
+}
+
+/* The last octet of a chunk has gone by (or there was none: BDAT 0 LAST). */
+void session_chunk_done(struct session *s, const struct session_env *env,
+			struct session_plan *plan)
+{
+	assert(s->chunk_left == 0);
+	if (s->swallow) {
+		chunk_swallowed(s, env, plan);
+		return;
+	}
+	if (s->chunk_last) {
+		s->message.end_ms = env->now_ms;
+		s->state = SESSION_FINAL;
+		s->deadline_ms = INT64_MAX;
+		return;
+	}
+	s->state = SESSION_COMMAND;
+	s->deadline_ms = INT64_MAX; /* its reply is due */
+}
+
+void session_chunk_octets(struct session *s, const struct session_env *env,
+			  const struct session_event *ev,
+			  struct session_plan *plan)
+{
+	size_t n = ev->len;
+
+	if (n == 0)
+		return;
+	if (n > s->chunk_left)
+		n = (size_t)s->chunk_left;
+	plan->consumed = n;
+	s->chunk_left -= n;
+	if (!s->swallow) {
+		s->message.octets += n;
+
+		struct session_act *act = session_add(plan, SESSION_DO_BODY);
+
+		/* Its reply was asked for when BDAT was sent. */
+		act->len = n;
+		act->stage = BUSY_STAGE_IDLE;
+	}
+	if (s->chunk_left > 0)
+		session_await_body(s, env);
+	else
+		session_chunk_done(s, env, plan);
+}

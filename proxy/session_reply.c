@@ -1,0 +1,556 @@
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "proxy/config.h"
+#include "proxy/session_own.h"
+
+/*
+ * The backend's side: one is found, replies or is lost, and what that means
+ * for the client.
+ */
+
+/* ---- backends come and go ---- */
+
+/* Is this 421 about the client?  Then it is passed, and obeyed. */
+static bool is_obeyed(const struct session_event *ev)
+{
+	return ev->code == 421 &&
+	       (ev->class == BUSY_SESSION || ev->class == BUSY_POLICY);
+}
+
+/* What the client reads for the backend's code: we live on. */
+unsigned session_code_for_client(const struct session_event *ev)
+{
+	return ev->code == 421 && !is_obeyed(ev) ? 451 : ev->code;
+}
+
+void session_no_backend(struct session *s, const struct session_env *env,
+			struct session_plan *plan, enum busy_stage stage,
+			enum busy_class class)
+{
+	stats_add(&env->stats->unavailable, 1);
+	session_say(plan, "451 4.3.2 All mail servers are busy, please try "
+			  "again later\r\n");
+	session_end_message(s, plan, stage, class, 451);
+	session_next(s, env, plan);
+}
+
+void session_bind(struct session *s, const struct session_env *env,
+		  struct session_plan *plan)
+{
+	s->state = SESSION_BINDING;
+	s->message.tries++;
+	s->deadline_ms = s->binding_ms + env->config->farm.budget_ms;
+	session_add(plan, SESSION_DO_BIND);
+}
+
+static bool may_try_another(const struct session *s,
+			    const struct session_env *env)
+{
+	return s->message.tries < env->config->farm.tries &&
+	       env->now_ms < s->binding_ms + env->config->farm.budget_ms;
+}
+
+/* Another backend, unseen by the client; or 451, if there may be none. */
+static void try_another(struct session *s, const struct session_env *env,
+			struct session_plan *plan, enum busy_stage stage,
+			enum busy_class class)
+{
+	if (may_try_another(s, env)) {
+		stats_add(&env->stats->failovers, 1);
+		session_bind(s, env, plan);
+	} else {
+		session_no_backend(s, env, plan, stage, class);
+	}
+}
+
+void session_bound(struct session *s, const struct session_env *env,
+		   const struct session_event *ev, struct session_plan *plan)
+{
+	struct session_act *act;
+
+	if (s->state != SESSION_BINDING)
+		return;
+	s->bound = true;
+	s->reused = ev->reused;
+	s->pipelining = ev->pipelining;
+	s->ext = ev->ext;
+	if (s->need & ~s->ext) {
+		/* It offers less than its probes said. */
+		session_add(plan, SESSION_DO_QUIT);
+		s->bound = false;
+		try_another(s, env, plan, BUSY_STAGE_EHLO, BUSY_MISCONF);
+		return;
+	}
+	assert(s->ahead == 0);
+	s->state = SESSION_MAIL;
+	s->deadline_ms = INT64_MAX;
+	s->due = 1;
+	if (s->message.bound_ms == 0)
+		s->transactions++;
+	s->message.bound_ms = env->now_ms;
+	act = session_add(plan, SESSION_DO_COMMAND);
+	act->stage = BUSY_STAGE_MAIL;
+	act->text = s->mail;
+	act->len = s->mail_len;
+}
+
+/* A reply that is given to the client though no connection is left of it. */
+static void pass_text(struct session *s, const struct session_env *env,
+		      const struct session_event *ev, struct session_plan *plan)
+{
+	unsigned code = session_code_for_client(ev);
+	struct session_act *act = session_add(plan, SESSION_DO_SAY);
+	int n = snprintf(plan->scratch, sizeof(plan->scratch), "%03u %.*s\r\n",
+			 code, (int)(ev->len < 480 ? ev->len : 480), ev->data);
+
+	act->text = plan->scratch;
+	act->len = (size_t)n;
+	session_end_message(s, plan, ev->stage, ev->class, code);
+	if (is_obeyed(ev)) {
+		s->state = SESSION_COMMAND;
+		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
+	} else {
+		session_next(s, env, plan);
+	}
+}
+
+void session_unbound(struct session *s, const struct session_env *env,
+		     const struct session_event *ev, struct session_plan *plan)
+{
+	bool hide = busy_within(busy_actions(ev->class)->hide, ev->stage);
+
+	if (s->state != SESSION_BINDING)
+		return;
+	if (ev->more)
+		try_another(s, env, plan, ev->stage, ev->class);
+	else if (ev->len > 0 && ev->code >= 400 && !hide)
+		pass_text(s, env, ev, plan);
+	else
+		session_no_backend(s, env, plan, ev->stage, ev->class);
+}
+
+/* ---- the backend is lost ---- */
+
+/* It will answer no more: what is still due gets this. */
+static void answer_due(struct session *s, struct session_plan *plan,
+		       const char *text)
+{
+	if (s->due == 0)
+		return;
+	session_say(plan, text);
+	plan->acts[plan->count - 1].times = s->due;
+	s->due = 0;
+}
+
+/* 451 to all that follows, until the client begins anew. */
+static void break_transaction(struct session *s, enum busy_stage stage,
+			      enum busy_class class, unsigned code)
+{
+	assert(!s->bound);
+	s->transaction = SESSION_MAIL_BROKEN;
+	s->message.stage = stage;
+	s->message.class = class;
+	s->message.code = code;
+}
+
+/* The same while a chunk's octets come: its own reply waits for their end. */
+static void answer_chunks(struct session *s, struct session_plan *plan,
+			  const char *text)
+{
+	if (s->due > 0)
+		s->due--;
+	answer_due(s, plan, text);
+}
+
+/* RFC 1047: nobody knows whether the message was stored. */
+static void lose_final(struct session *s, const struct session_env *env,
+		       enum busy_class class, struct session_plan *plan)
+{
+	stats_add(&env->stats->messages_unknown, 1);
+	s->message.unknown = true;
+	answer_due(s, plan,
+		   "451 4.4.2 The mail server was lost before it "
+		   "answered\r\n");
+	session_end_message(s, plan, BUSY_STAGE_EOD, class, 451);
+	session_next(s, env, plan);
+}
+
+/* There is no connection to a backend any more. */
+static void lose(struct session *s, const struct session_env *env,
+		 enum busy_stage stage, enum busy_class class,
+		 struct session_plan *plan)
+{
+	s->bound = false;
+	switch (s->state) {
+	case SESSION_MAIL:
+		s->due = 0;
+		session_forget_ahead(s);
+		if (s->reused) /* it may just have come to its end */
+			s->message.tries--;
+		try_another(s, env, plan, BUSY_STAGE_MAIL, class);
+		return;
+	case SESSION_COMMAND:
+		answer_due(s, plan, SESSION_TEXT_LOST);
+		break_transaction(s, stage, class, 451);
+		session_next(s, env, plan);
+		return;
+	case SESSION_DATA:
+		answer_due(s, plan, SESSION_TEXT_LOST);
+		session_end_message(s, plan, BUSY_STAGE_DATA, class, 451);
+		if (s->premature)
+			session_out_of_step(s, plan);
+		else
+			session_next(s, env, plan);
+		return;
+	case SESSION_BODY:
+		session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
+		return;
+	case SESSION_CHUNK:
+		if (s->swallow) {
+			/* Refused by ourselves: that is what counts. */
+			s->transaction = SESSION_MAIL_BROKEN;
+			return;
+		}
+		answer_chunks(s, plan, SESSION_TEXT_LOST);
+		session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
+		break_transaction(s, BUSY_STAGE_EOD, class, 451);
+		return;
+	case SESSION_FINAL:
+		lose_final(s, env, class, plan);
+		return;
+	case SESSION_GREETING:
+	case SESSION_BINDING:
+	case SESSION_CLOSED:
+	case SESSION_STATES:
+		return;
+	}
+}
+
+void session_lost(struct session *s, const struct session_env *env,
+		  const struct session_event *ev, struct session_plan *plan)
+{
+	if (s->bound)
+		lose(s, env, ev->stage, ev->class, plan);
+}
+
+/* What it said makes no sense: nothing it says can be believed any more. */
+static void drop(struct session *s, const struct session_env *env,
+		 const struct session_event *ev, struct session_plan *plan)
+{
+	session_add(plan, SESSION_DO_RESET);
+	lose(s, env, ev->stage, ev->class, plan);
+}
+
+/* ---- the backend's replies ---- */
+
+static void relay(struct session_plan *plan, unsigned code)
+{
+	session_add(plan, SESSION_DO_RELAY)->code = code;
+}
+
+/*
+ * A 421 ends the backend's connection, not the client's, unless it is about
+ * the client (promise 7): then it is passed as it is, and obeyed.  Returns
+ * whether the session is over.
+ */
+static bool relay_or_close(struct session *s, const struct session_event *ev,
+			   struct session_plan *plan)
+{
+	unsigned code = session_code_for_client(ev);
+
+	relay(plan, code == ev->code ? 0 : code);
+	if (!is_obeyed(ev))
+		return false;
+	session_part(s, plan);
+	session_end_message(s, plan, ev->stage, ev->class, code);
+	s->state = SESSION_COMMAND;
+	session_finish(s, plan, STATS_CLOSE_BACKEND_421);
+	return true;
+}
+
+/*
+ * The backend is done with this message; perhaps it takes the next one.  Not
+ * after it refused the last chunk: its transaction may stand open, and MAIL
+ * would be out of order there.
+ */
+static void let_go(struct session *s, const struct session_event *ev,
+		   struct session_plan *plan)
+{
+	bool open = s->message.chunked && ev->code / 100 != 2;
+	bool keep = ev->code != 421 && !busy_actions(ev->class)->retire &&
+		    !open;
+
+	if (s->ahead > 0) {
+		session_part(s, plan); /* it has more to answer */
+		return;
+	}
+	session_add(plan, keep ? SESSION_DO_KEEP : SESSION_DO_QUIT);
+	s->bound = false;
+}
+
+/* MAIL is accepted: what was sent behind it counts. */
+static void catch_up(struct session *s, const struct session_env *env,
+		     struct session_plan *plan)
+{
+	unsigned lines = s->ahead_rcpts + s->ahead_data;
+
+	plan->consumed = s->ahead;
+	stats_add(&env->stats->commands, lines);
+	s->message.rcpts = s->ahead_rcpts;
+	s->due = lines;
+	if (s->ahead_data)
+		s->state = SESSION_DATA;
+	else if (lines > 0)
+		s->state = SESSION_COMMAND;
+	else
+		session_next(s, env, plan);
+	session_forget_ahead(s);
+}
+
+static void mail_replied(struct session *s, const struct session_env *env,
+			 const struct session_event *ev,
+			 struct session_plan *plan)
+{
+	const struct busy_actions *actions = busy_actions(ev->class);
+	bool hide = busy_within(actions->hide, BUSY_STAGE_MAIL);
+	bool retry = hide && busy_within(actions->retry, BUSY_STAGE_MAIL) &&
+		     may_try_another(s, env);
+
+	if (ev->code / 100 == 2) {
+		relay(plan, 0);
+		s->transaction = SESSION_MAIL_OPEN;
+		stats_add(&env->stats->transactions, 1);
+		catch_up(s, env, plan);
+		return;
+	}
+	/* A connection that served before may have come to its end. */
+	if (s->reused && ev->class == BUSY_SESSION) {
+		session_part(s, plan);
+		s->message.tries--;
+		session_bind(s, env, plan);
+		return;
+	}
+	/* Busy is never for ever, whatever the code. */
+	if (retry || (hide && (actions->own_reply || ev->code >= 500))) {
+		session_part(s, plan);
+		try_another(s, env, plan, BUSY_STAGE_MAIL, ev->class);
+		return;
+	}
+	if (relay_or_close(s, ev, plan))
+		return;
+	let_go(s, ev, plan);
+	session_end_message(s, plan, BUSY_STAGE_MAIL, ev->class,
+			    session_code_for_client(ev));
+	session_next(s, env, plan);
+}
+
+/* A chunk was refused: the message can become nothing whole any more. */
+static void chunk_refused(struct session *s, const struct session_event *ev,
+			  struct session_plan *plan)
+{
+	s->chunk_failed = true;
+	s->message.stage = ev->stage;
+	s->message.class = ev->class;
+	s->message.code = ev->code;
+	if (s->state != SESSION_CHUNK)
+		return;
+	answer_chunks(s, plan, SESSION_TEXT_CHUNK_FAILED);
+	session_refuse_body(s, plan, ev->class, SESSION_TEXT_CHUNK_FAILED);
+	break_transaction(s, ev->stage, ev->class, ev->code);
+}
+
+/* The reply to a chunk of which the octets still come. */
+static void chunk_replied_early(struct session *s,
+				const struct session_env *env,
+				const struct session_event *ev,
+				struct session_plan *plan)
+{
+	if (ev->code < 400) {
+		drop(s, env, ev, plan);
+		return;
+	}
+	session_stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
+	session_note_reply(s, ev);
+	break_transaction(s, BUSY_STAGE_EOD, ev->class,
+			  session_code_for_client(ev));
+	s->chunk_failed = true;
+}
+
+/* A reply to RCPT, or to a BDAT that was not the last. */
+static void envelope_replied(struct session *s, const struct session_env *env,
+			     const struct session_event *ev,
+			     struct session_plan *plan)
+{
+	bool good = ev->code / 100 == 2;
+
+	if (s->state == SESSION_CHUNK && s->due == 0) {
+		chunk_replied_early(s, env, ev, plan);
+		return;
+	}
+	if (ev->stage == BUSY_STAGE_RCPT && good) {
+		s->message.rcpts_ok++;
+		stats_add(&env->stats->recipients, 1);
+	} else if (!good) {
+		s->message.stage = ev->stage;
+		s->message.class = ev->class;
+		s->message.code = session_code_for_client(ev);
+	}
+	if (relay_or_close(s, ev, plan))
+		return;
+	if (ev->code == 421) {
+		drop(s, env, ev, plan);
+		return;
+	}
+	if (ev->stage != BUSY_STAGE_RCPT && !good)
+		chunk_refused(s, ev, plan);
+	if (s->due == 0 && s->state == SESSION_COMMAND)
+		session_next(s, env, plan);
+}
+
+void session_out_of_step(struct session *s, struct session_plan *plan)
+{
+	session_say(plan, "554 5.5.0 You sent data before the 354\r\n");
+	if (s->transaction != SESSION_NO_MAIL) {
+		session_part(s, plan);
+		session_end_message(s, plan, BUSY_STAGE_DATA, BUSY_OK, 554);
+	}
+	session_finish(s, plan, STATS_CLOSE_SYNC);
+}
+
+static void data_replied(struct session *s, const struct session_env *env,
+			 const struct session_event *ev,
+			 struct session_plan *plan)
+{
+	if (ev->code / 100 == 3) {
+		if (s->premature) {
+			session_out_of_step(s, plan);
+			return;
+		}
+		relay(plan, 0);
+		s->state = SESSION_BODY;
+		s->message.data_ms = env->now_ms;
+		smtp_body_begin(&s->body);
+		session_await_body(s, env);
+		return;
+	}
+	if (ev->code / 100 == 2) {
+		/* No reply to DATA is a 2xx: it will not be a delivery. */
+		s->due++;
+		drop(s, env, ev, plan);
+		return;
+	}
+	if (relay_or_close(s, ev, plan))
+		return;
+	s->state = SESSION_COMMAND;
+	session_part(s, plan);
+	session_end_message(s, plan, BUSY_STAGE_DATA, ev->class,
+			    session_code_for_client(ev));
+	if (s->premature)
+		session_out_of_step(s, plan);
+	else
+		session_next(s, env, plan);
+}
+
+static void final_replied(struct session *s, const struct session_env *env,
+			  const struct session_event *ev,
+			  struct session_plan *plan)
+{
+	bool good = ev->code / 100 == 2;
+
+	if (good && s->chunk_failed) {
+		/* It took a message of which it had refused a part. */
+		s->due++;
+		drop(s, env, ev, plan);
+		return;
+	}
+	if (good) {
+		s->messages++;
+		stats_add(&env->stats->messages, 1);
+		if (s->client_gone)
+			stats_add(&env->stats->messages_unread, 1);
+	} else {
+		stats_add(&env->stats->messages_refused, 1);
+	}
+	s->state = SESSION_COMMAND;
+	if (relay_or_close(s, ev, plan))
+		return;
+	let_go(s, ev, plan);
+	session_end_message(s, plan, BUSY_STAGE_EOD, ev->class,
+			    session_code_for_client(ev));
+	session_next(s, env, plan);
+}
+
+/* Is it the reply to what the first of the due ones was asked? */
+static bool is_in_step(const struct session *s, const struct session_event *ev)
+{
+	bool last = s->due == 1;
+	enum busy_stage to_last = BUSY_STAGE_RCPT;
+
+	switch (s->state) {
+	case SESSION_MAIL:
+		return ev->stage == BUSY_STAGE_MAIL && ev->code / 100 != 3;
+	case SESSION_DATA:
+		to_last = BUSY_STAGE_DATA;
+		break;
+	case SESSION_FINAL:
+		to_last = BUSY_STAGE_EOD;
+		break;
+	case SESSION_CHUNK:
+		to_last = s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA;
+		break;
+	case SESSION_COMMAND:
+		last = false;
+		break;
+	case SESSION_GREETING:
+	case SESSION_BINDING:
+	case SESSION_BODY:
+	case SESSION_CLOSED:
+	case SESSION_STATES:
+		return false;
+	}
+	/* "Go on" is said to DATA and nothing else. */
+	if (ev->code / 100 == 3)
+		return last && s->state == SESSION_DATA;
+	if (last)
+		return ev->stage == to_last;
+	return ev->stage == BUSY_STAGE_RCPT || ev->stage == BUSY_STAGE_DATA;
+}
+
+void session_replied(struct session *s, const struct session_env *env,
+		     const struct session_event *ev, struct session_plan *plan)
+{
+	bool last = s->due == 1;
+
+	if (!s->bound || s->due == 0)
+		return;
+	if (!is_in_step(s, ev)) {
+		drop(s, env, ev, plan);
+		return;
+	}
+	s->due--;
+	if (s->state == SESSION_MAIL)
+		mail_replied(s, env, ev, plan);
+	else if (s->state == SESSION_DATA && last)
+		data_replied(s, env, ev, plan);
+	else if (s->state == SESSION_FINAL && last)
+		final_replied(s, env, ev, plan);
+	else
+		envelope_replied(s, env, ev, plan);
+}
+
+/* A backend that speaks without being asked has something to say, or is out
+ * of step; either way this connection can serve no more. */
+void session_early(struct session *s, const struct session_env *env,
+		   const struct session_event *ev, struct session_plan *plan)
+{
+	if (!s->bound)
+		return;
+	if (s->state == SESSION_BODY && ev->code >= 400) {
+		session_stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
+		session_note_reply(s, ev);
+		return;
+	}
+	drop(s, env, ev, plan);
+}
