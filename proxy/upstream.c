@@ -99,6 +99,12 @@ void upstream_sent(struct upstream *u, enum busy_stage stage, int64_t now_ms)
 		set_deadline(u, now_ms);
 }
 
+void upstream_moved(struct upstream *u, int64_t now_ms)
+{
+	if (u->state == UPSTREAM_READY && u->deadline_ms != INT64_MAX)
+		set_deadline(u, now_ms);
+}
+
 unsigned upstream_room(const struct upstream *u)
 {
 	unsigned most = 1;

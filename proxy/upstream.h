@@ -117,6 +117,12 @@ unsigned upstream_room(const struct upstream *u);
  */
 void upstream_chunk(struct upstream *u, bool open, int64_t now_ms);
 
+/*
+ * Octets have gone out to it: it still reads, so time for the reply that is
+ * awaited runs from now.  (That it stops reading is the driver's to notice.)
+ */
+void upstream_moved(struct upstream *u, int64_t now_ms);
+
 /* The stage whose reply is awaited next; IDLE when none is. */
 enum busy_stage upstream_awaits(const struct upstream *u);
 

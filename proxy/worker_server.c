@@ -731,6 +731,7 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 		if (ev->result < 0)
 			return;
 		v->sent_ms = w->now_ms;
+		upstream_moved(&v->upstream, w->now_ms);
 		server_speak_up(w, v);
 		set_timer(w, v);
 		if (v->client != NULL && !v->lingering)
