@@ -343,6 +343,16 @@ static void tell_drain(struct worker *w, struct client *c)
 	client_tell(w, c, &drain);
 }
 
+static void wake_others(struct worker *w)
+{
+	for (unsigned i = 0; i < w->weir->worker_count; i++) {
+		struct worker *other = w->weir->workers[i];
+
+		if (other != NULL && other != w)
+			io_wake(other->io);
+	}
+}
+
 /* What changed between turns: configuration, stress, the farm's offer. */
 static void look_around(struct worker *w)
 {
@@ -366,6 +376,7 @@ static void look_around(struct worker *w)
 			work_log(w, LOG_LEVEL_NOTICE);
 		}
 		each_client(w, restress);
+		wake_others(w); /* they may have nothing else to do */
 	}
 }
 
