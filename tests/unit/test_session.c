@@ -422,7 +422,7 @@ static void on_body(const struct session_act *act,
 	assert_true(w->bound);
 	assert_int_equal(ev->kind, SESSION_IN_OCTETS);
 	assert_int_equal(act->len, w->plan.consumed);
-	if (w->body_len + act->len <= sizeof(w->body))
+	if (ev->data != NULL && w->body_len + act->len <= sizeof(w->body))
 		memcpy(w->body + w->body_len, ev->data, act->len);
 	w->body_len += act->len;
 	if (act->stage != BUSY_STAGE_EOD)
@@ -815,6 +815,18 @@ static bool reads_the_same(const struct conn *whole, const struct conn *cut)
 	       memcmp(whole->text, cut->text, cut->len) == 0;
 }
 
+static bool counts_the_same(void)
+{
+	bool same = true;
+
+#define COUNTER(name, unit, help)                                              \
+	same = same && stats_get(&uncut->stats, STATS_##name) ==               \
+			       stats_get(&w->stats, STATS_##name);
+	STATS_COUNTERS(COUNTER)
+#undef COUNTER
+	return same;
+}
+
 /* However the octets were cut, an "ahead" dialogue comes to the same end. */
 static bool ends_the_same(void)
 {
@@ -831,8 +843,7 @@ static bool ends_the_same(void)
 	       a->deadline_ms == b->deadline_ms && a->reason == b->reason &&
 	       a->message.rcpts == b->message.rcpts &&
 	       a->message.rcpts_ok == b->message.rcpts_ok &&
-	       a->message.tries == b->message.tries &&
-	       memcmp(&uncut->stats, &w->stats, sizeof(w->stats)) == 0;
+	       a->message.tries == b->message.tries && counts_the_same();
 }
 
 /* Whether all went as written. */
@@ -1259,9 +1270,9 @@ static size_t unescape(const char *from, size_t len, char *to)
 					 (from[i + 2] - '0'));
 			i += 2;
 		} else {
-			to[n++] = from[i] == 'r'   ? '\r'
-				  : from[i] == 'n' ? '\n'
-						   : '\t';
+			to[n++] = "\r\n\t"[from[i] == 'r'   ? 0
+					   : from[i] == 'n' ? 1
+							    : 2];
 		}
 	}
 	return n;
@@ -1319,16 +1330,16 @@ static void smuggling_vectors_reach_no_backend_as_a_message(void **state)
 		long number = strtol(row + 1, NULL, 10);
 		size_t len;
 
-		if (row[0] != 'V' || number > 22)
+		if (row[0] != 'V' || number > 22 || must == NULL)
 			continue;
-		assert_non_null(must);
 		len = unescape(bytes + 1, (size_t)(must - bytes - 1), octets);
 		row[3] = '\0';
-		for (long cut = CUT_EVERYWHERE; cut < (long)len + 5; cut++)
+		for (long cut = CUT_EVERYWHERE; cut < (long)len + 5; cut++) {
 			smuggle(row, octets, len,
 				strncmp(must + 1, "end", 3) == 0,
 				strstr(must, "refuse the message") != NULL,
 				cut);
+		}
 		rows++;
 	}
 	assert_int_equal(fclose(file), 0);
@@ -1760,7 +1771,7 @@ static void a_long_envelope_is_sent_ahead_as_far_as_there_is_room(void **state)
 	size_t want_len = 0;
 
 	(void)state;
-	memcpy(text, "MAIL FROM:<a@b>\r\n", 17);
+	(void)snprintf(text, sizeof(text), "MAIL FROM:<a@b>\r\n");
 	for (unsigned i = 0; i < CROWD; i++) {
 		(void)snprintf(text + len, sizeof(text) - len,
 			       "RCPT TO:<%03u@d>\r\n", i);
@@ -1771,7 +1782,7 @@ static void a_long_envelope_is_sent_ahead_as_far_as_there_is_room(void **state)
 			want_len += CROWD_LINE;
 		}
 	}
-	memcpy(text + len, "DATA\r\n", 6);
+	(void)snprintf(text + len, sizeof(text) - len, "DATA\r\n");
 	len += 6;
 	go_to(&in_hello);
 	feed(text, len);
@@ -2231,35 +2242,37 @@ static struct session_event any_reply(unsigned n)
 
 enum { REPLIES = 5 * 2 * (BUSY_CLASSES - 1) * 4 };
 
+/* One word or reply there, and then the end of it all. */
+static void say_one(const struct talk *place, unsigned n, unsigned *seen)
+{
+	struct session_event ev;
+
+	go_to(place);
+	*seen |= 1u << w->s.state;
+	w->env.draining = n % 3 == 0;
+	if (n < WORDS) {
+		move_on(&words[n], CUT_NOWHERE, &(size_t){ 0 });
+	} else {
+		ev = any_reply(n - WORDS);
+		tell(&ev);
+	}
+	tell(&(struct session_event){ .kind = SESSION_IN_LOST });
+	tell(&(struct session_event){ .kind = SESSION_IN_GONE });
+	if (w->s.state == SESSION_BINDING)
+		tell(&(struct session_event){ .kind = SESSION_IN_UNBOUND });
+	assert_int_equal(w->s.state, SESSION_CLOSED);
+	assert_int_equal(w->begun, w->logged);
+	world_close();
+}
+
 static void every_event_is_defined_in_every_state(void **state)
 {
 	unsigned seen = 0;
 
 	(void)state;
 	for (size_t p = 0; p < sizeof(places) / sizeof(places[0]); p++) {
-		for (unsigned n = 0; n < WORDS + REPLIES; n++) {
-			struct session_event ev;
-
-			go_to(&places[p]);
-			seen |= 1u << w->s.state;
-			w->env.draining = n % 3 == 0;
-			if (n < WORDS) {
-				move_on(&words[n], CUT_NOWHERE, &(size_t){ 0 });
-			} else {
-				ev = any_reply(n - WORDS);
-				tell(&ev);
-			}
-			tell(&(struct session_event){
-				.kind = SESSION_IN_LOST });
-			tell(&(struct session_event){
-				.kind = SESSION_IN_GONE });
-			if (w->s.state == SESSION_BINDING)
-				tell(&(struct session_event){
-					.kind = SESSION_IN_UNBOUND });
-			assert_int_equal(w->s.state, SESSION_CLOSED);
-			assert_int_equal(w->begun, w->logged);
-			world_close();
-		}
+		for (unsigned n = 0; n < WORDS + REPLIES; n++)
+			say_one(&places[p], n, &seen);
 	}
 	assert_int_equal(seen, (1u << SESSION_STATES) - 1);
 }
@@ -2330,21 +2343,22 @@ static void random_walk(void)
 	for (unsigned i = 0; i < 400 && w->s.state != SESSION_CLOSED; i++) {
 		unsigned n = roll(WORDS);
 
-		if (w->s.state == SESSION_BINDING && roll(2) == 0)
+		if (w->s.state == SESSION_BINDING && roll(2) == 0) {
 			tell(&(struct session_event){ .kind = SESSION_IN_BOUND,
 						      .ext = ALL_EXT,
 						      .pipelining = true,
 						      .reused = roll(3) == 0 });
-		else if (w->s.due > 0 && roll(2) == 0)
+		} else if (w->s.due > 0 && roll(2) == 0) {
 			random_reply();
-		else if (w->first == w->count && roll(8) != 0)
+		} else if (w->first == w->count && roll(8) != 0) {
 			random_sense();
-		else if (words[n].kind == CLIENT && roll(2) == 0)
+		} else if (words[n].kind == CLIENT && roll(2) == 0) {
 			move_on(&words[n], CUT_EVERYWHERE, &(size_t){ 0 });
-		else if (words[n].kind == CLIENT || roll(8) == 0)
+		} else if (words[n].kind == CLIENT || roll(8) == 0) {
 			move_on(&words[n], CUT_NOWHERE, &(size_t){ 0 });
-		else if (roll(20) == 0)
+		} else if (roll(20) == 0) {
 			w->env.draining = true;
+		}
 	}
 }
 
