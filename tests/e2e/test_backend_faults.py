@@ -442,7 +442,8 @@ class Flow(Case):
         release = threading.Event()
 
         self.farm(self.reader(release),
-                  timeouts={"backend_send": "2m", "data": "2m"})
+                  timeouts={"backend_send": "2m", "backend_final": "2m",
+                            "data": "2m"})
         message = mail.Message("large", 100 << 20)
         before = self.weir.rss()
         most = [0]

@@ -15,7 +15,7 @@ PER_SESSION = 4096  # octets of weir's own memory
 
 class Idle(lib.Case):
     def test_nine_thousand_idle_clients(self):
-        if "asan" in weir.program("weir"):
+        if weir.sanitized():
             raise unittest.SkipTest("a sanitizer's memory is not weir's")
         server = self.start(backend.Backend())
         proxy = self.start(weir.Weir(

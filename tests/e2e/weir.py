@@ -1,5 +1,6 @@
 """weir under test: its configuration, its life, its log, its control."""
 
+import functools
 import itertools
 import json
 import os
@@ -18,6 +19,14 @@ BUILD = os.path.join(world.TOP, "build", "gcc-release")
 def program(name):
     return os.path.abspath(os.environ.get(name.upper().replace("-", "_"),
                                           os.path.join(BUILD, name)))
+
+
+@functools.cache
+def sanitized():
+    """Is weir built with AddressSanitizer?  Its memory is not weir's, and
+    it must be the first library."""
+    with open(program("weir"), "rb") as file:
+        return b"__asan_init" in file.read()
 
 
 COUNT = itertools.count(1)
@@ -188,7 +197,9 @@ class Weir:
         return self.child.pid
 
     def rss(self):
-        """Resident memory, octets."""
+        """Resident memory, octets; of no use with a sanitizer, then 0."""
+        if sanitized():
+            return 0
         with open(f"/proc/{self.pid}/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

@@ -12,9 +12,11 @@ Without root the tests run on the host's own loopback, and those that need
 mail servers or network namespaces say so and are skipped.
 """
 
+import ctypes
 import glob
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,13 +72,17 @@ def enter():
     fetch(store)
     env = dict(os.environ, WEIR_E2E_PRIVATE="1", WEIR_E2E_WORK=work,
                WEIR_E2E_STORE=store)
+    libc = ctypes.CDLL(None)
+    # whoever ends us ends the namespaces, and all that runs in them
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         return subprocess.call(
             ["unshare", "--mount", "--net", "--pid", "--ipc", "--fork",
              "--kill-child", "--mount-proc", "--propagation", "private",
              # process 1 has to reap what the mail servers leave behind
              "sh", "-c", '"$@"; exit $?', "sh", sys.executable] + sys.argv,
-            env=env)
+            env=env,
+            preexec_fn=lambda: libc.prctl(1, signal.SIGKILL))  # PDEATHSIG
     except KeyboardInterrupt:
         return 130
     finally:
