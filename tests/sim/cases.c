@@ -16,6 +16,7 @@ enum {
 	SCENE_US = 300 * SIM_SECOND,
 	CALM_US = 100 * SIM_SECOND,
 	DRAIN_US = 60 * SIM_SECOND,
+	AFTERMATH_US = 5 * SIM_SECOND,
 	SEED = 1,
 };
 
@@ -57,7 +58,7 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 	assert(n > 0);
 	if (s->timeouts != NULL)
 		n += snprintf(text + n, size - (size_t)n, "%s", s->timeouts);
-	else
+	else {
 		n += snprintf(text + n, size - (size_t)n,
 			      "command = %us\ndata = 10s\nsend = 10s\n"
 			      "backend_connect = 2s\nbackend_greeting = 2s\n"
@@ -66,16 +67,18 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 			      "backend_send = 5s\nbackend_final = 5s\n"
 			      "backend_quit = 1s\ndrain = 20s\n",
 			      command_s);
+	}
 	n += snprintf(text + n, size - (size_t)n, "[farm]\n%s[health]\n%s",
 		      or_usual(s->farm, "tries = 3\nbudget = 10s\n"
 					"linger = 1s\n"
 					"unavailable_after = 1h\n"),
 		      or_usual(s->health, "interval = 10m\n"
 					  "down_interval = 10m\n"));
-	if (b0)
+	if (b0) {
 		n += snprintf(text + n, size - (size_t)n,
 			      "[backend b0]\naddress = 10.0.0.1:25\n"
 			      "max_sessions = 50\nweight = 1000\n");
+	}
 	n += snprintf(text + n, size - (size_t)n,
 		      "[backend b1]\naddress = 10.0.0.2:25\n"
 		      "max_sessions = 50\nweight = 1\n");
@@ -225,13 +228,25 @@ static void check_end(struct play *p)
 	for (unsigned i = 0; i < BACKENDS; i++) {
 		unsigned taken = sim_backend_accepted(w->backends[i]);
 
-		if (takes[i] >= 0 && taken != (unsigned)takes[i])
+		if (takes[i] >= 0 && taken != (unsigned)takes[i]) {
 			sim_violation(w->sim,
 				      "b%u took %u messages, %d expected", i,
 				      taken, takes[i]);
+		}
 	}
 	if (s->log != NULL && !p->logged)
 		sim_violation(w->sim, "\"%s\" is not in the log", s->log);
+}
+
+static void check_patience(struct play *p)
+{
+	for (unsigned i = 0; i < SCENE_TALKS; i++) {
+		if (p->talks[i] == NULL || sim_talk_done(p->talks[i]))
+			continue;
+		sim_violation(p->world.sim,
+			      "client %u waits for ever at \"%s\"", i,
+			      sim_talk_step(p->talks[i]));
+	}
 }
 
 static void act(struct play *p)
@@ -239,17 +254,10 @@ static void act(struct play *p)
 	struct world *w = &p->world;
 
 	enter(p);
-	if (!world_run_until(w, SCENE_US, talks_done)) {
-		for (unsigned i = 0; i < SCENE_TALKS; i++) {
-			if (p->talks[i] != NULL && !sim_talk_done(p->talks[i]))
-				sim_violation(w->sim,
-					      "client %u waits for ever at "
-					      "\"%s\"",
-					      i, sim_talk_step(p->talks[i]));
-		}
-	}
+	if (!world_run_until(w, SCENE_US, talks_done))
+		check_patience(p);
 	sim_faults_set(w->sim, &smooth);
-	world_run(w, sim_now_us(w->sim) + 5 * SIM_SECOND);
+	world_run(w, sim_now_us(w->sim) + AFTERMATH_US);
 	check_end(p);
 	for (unsigned i = 0; i < BACKENDS; i++)
 		sim_backend_heal(w->backends[i]);

@@ -5,6 +5,8 @@
 #include "balancer/balancer.h"
 #include "proxy/session.h"
 
+/* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
+
 /*
  * The linker sends calls of these functions here (-Wl,--wrap=NAME), and
  * __real_NAME is the function itself.
@@ -237,3 +239,5 @@ void mutate_plant(struct world *w, unsigned bug)
 	for (unsigned i = 0; i < w->weir.worker_count; i++)
 		sim_io_bugs_set(w->ios[i], &bugs);
 }
+
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */

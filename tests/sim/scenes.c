@@ -14,8 +14,8 @@
 #define DO(kind, stage) { SIM_DEED_##kind, SIM_STAGE_##stage, NULL, 0 }
 #define SAY(kind, stage, text) { SIM_DEED_##kind, SIM_STAGE_##stage, text, 0 }
 
-#define MS SIM_MS
-#define S  SIM_SECOND
+#define MS (int64_t)SIM_MS
+#define S  (int64_t)SIM_SECOND
 
 /* A message with something foul in it: refused whole, and the session goes on. */
 #define FOUL(octets) \

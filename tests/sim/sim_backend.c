@@ -314,6 +314,23 @@ static struct saying *do_deed(struct conn *c, const char *text, size_t len)
 	return NULL;
 }
 
+/* The code that a text begins with, 0 if it is none. */
+static unsigned code_of(const char *text)
+{
+	return (unsigned)strtoul(text, NULL, 10);
+}
+
+/* The number behind word, wherever that stands in text; or otherwise. */
+static unsigned number_behind(const char *text, const char *word,
+			      unsigned otherwise)
+{
+	const char *at = strstr(text, word);
+
+	if (at == NULL)
+		return otherwise;
+	return (unsigned)strtoul(at + strlen(word), NULL, 10);
+}
+
 static bool deed_is_due(const struct conn *c, enum sim_stage stage)
 {
 	return !c->done && c->deed.kind != SIM_DEED_NONE &&
@@ -343,7 +360,7 @@ static struct saying *reply(struct conn *c, enum sim_stage stage,
 		s = say_later(c, text, (size_t)len, usual_delay(c));
 	if (s != NULL) {
 		s->last = true;
-		s->code = (unsigned)atoi(s->len >= 3 ? s->text : text);
+		s->code = code_of(s->len >= 3 ? s->text : text);
 	}
 	return s;
 }
@@ -381,9 +398,9 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 	int len;
 
 	c->helo = true;
-	c->helo_client = 0;
-	if (sscanf(arg, "c%u.client.test", &c->helo_client) != 1)
-		c->helo_client = 0;
+	c->helo_client = strstr(arg, ".client.test")
+				 ? number_behind(arg, "c", 0)
+				 : 0;
 	transaction_clear(c);
 	if (!esmtp || config->offers == 0) {
 		if (esmtp)
@@ -399,10 +416,11 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 			len += snprintf(text + len, sizeof(text) - (size_t)len,
 					"250-%s\r\n", words[i]);
 	}
-	if (config->offers & SIM_OFFER_DANGEROUS)
+	if (config->offers & SIM_OFFER_DANGEROUS) {
 		len += snprintf(text + len, sizeof(text) - (size_t)len,
 				"250-XFORWARD NAME\r\n250-ETRN\r\n"
 				"250-STARTTLS\r\n250-X-WHATEVER a b\r\n");
+	}
 	snprintf(text + len, sizeof(text) - (size_t)len, "250 HELP\r\n");
 	reply(c, SIM_STAGE_EHLO, "%s", text);
 }
@@ -417,11 +435,12 @@ static void witness(struct conn *c, const char *arg)
 	if (m == NULL)
 		return;
 	if ((c->message != NULL && c->message != m) ||
-	    (c->helo_client != 0 && c->helo_client != m->client))
+	    (c->helo_client != 0 && c->helo_client != m->client)) {
 		sim_violation(b->sim,
 			      "backend b%u: \"%s\" came in a transaction of "
 			      "%s, on a connection of client %u",
 			      b->config.index, arg, mark_of(c), c->helo_client);
+	}
 	c->message = m;
 	if (c->lying)
 		m->lied = true;
@@ -443,8 +462,7 @@ static void do_mail(struct conn *c, const char *arg)
 
 static void do_rcpt(struct conn *c, const char *arg)
 {
-	unsigned k = 0, client, number;
-	const char *at = strchr(arg, '<');
+	unsigned k = number_behind(arg, "<r", CHECK_RCPTS_MAX);
 
 	witness(c, arg);
 	if (!c->mail) {
@@ -459,9 +477,7 @@ static void do_rcpt(struct conn *c, const char *arg)
 	}
 	struct saying *s = reply(c, SIM_STAGE_RCPT, "250 2.1.5 b%u %s\r\n",
 				 c->backend->config.index, mark_of(c));
-	if (at != NULL &&
-	    sscanf(at, "<r%u.c%u.m%u@", &k, &client, &number) == 3 &&
-	    k < CHECK_RCPTS_MAX && positive(s))
+	if (k < CHECK_RCPTS_MAX && positive(s))
 		c->taken |= 1U << k;
 }
 
@@ -528,11 +544,12 @@ static void do_command(struct conn *c, char *line)
 		sim_violation(b->sim, "backend b%u: \"%s\" before the greeting",
 			      b->config.index, line);
 	if (c->due > 0 && !c->lying &&
-	    !(b->config.offers & SIM_OFFER_PIPELINING))
+	    !(b->config.offers & SIM_OFFER_PIPELINING)) {
 		sim_violation(b->sim,
 			      "backend b%u: \"%s\" pipelined, which it does "
 			      "not offer",
 			      b->config.index, line);
+	}
 	c->due++;
 	line[verb_len] = '\0';
 	if (strcasecmp(line, "EHLO") == 0)
@@ -576,7 +593,7 @@ static void body_deed(struct conn *c)
 	/* That is the reply to all of it: there will be no other. */
 	s->final = true;
 	s->message = c->message;
-	s->code = (unsigned)atoi(s->text);
+	s->code = code_of(s->text);
 	c->answered = true;
 }
 
@@ -623,12 +640,13 @@ static size_t take_chunk(struct conn *c, const uint8_t *data, size_t len)
 		return n;
 	}
 	c->reading = READ_COMMANDS;
-	if (willing)
+	if (willing) {
 		reply(c, SIM_STAGE_DATA, "250 2.0.0 Chunk b%u %s\r\n",
 		      c->backend->config.index, mark_of(c));
-	else
+	} else {
 		reply(c, SIM_STAGE_DATA, "503 5.5.1 No recipients %s\r\n",
 		      mark_of(c));
+	}
 	return n;
 }
 
@@ -645,11 +663,12 @@ static size_t take_line(struct conn *c, const uint8_t *data, size_t len)
 		if (data[n] != '\n')
 			continue;
 		if (c->line_len < 2 || c->line[c->line_len - 2] != '\r' ||
-		    memchr(c->line, '\0', c->line_len) != NULL)
+		    memchr(c->line, '\0', c->line_len) != NULL) {
 			sim_violation(c->backend->sim,
 				      "backend b%u: a bare LF or a NUL in a "
 				      "command",
 				      c->backend->config.index);
+		}
 		c->line[c->line_len < 2 ? 0 : c->line_len - 2] = '\0';
 		c->line_len = 0;
 		do_command(c, c->line);
@@ -816,12 +835,13 @@ static enum sim_answer on_accept(void *owner, struct sim_end *end)
 	c->backend = b;
 	c->end = end;
 	c->deed = next_deed(b);
-	if (full)
+	if (full) {
 		c->deed = (struct sim_deed){
 			.kind = b->config.full,
 			.stage = SIM_STAGE_GREET,
 			.text = busy_texts[0],
 		};
+	}
 	c->timer = (struct sim_timer){ .fire = timer_fires, .owner = c };
 	c->drip = (struct sim_timer){ .fire = drip_fires, .owner = c };
 	c->next = &b->conns;
@@ -872,8 +892,10 @@ void sim_backend_up(struct sim_backend *b, enum sim_up up)
 
 void sim_backend_restart(struct sim_backend *b)
 {
-	while (b->conns.next != &b->conns)
-		conn_close(b->conns.next, true);
+	for (struct conn *c = b->conns.next, *next; c != &b->conns; c = next) {
+		next = c->next;
+		conn_close(c, true);
+	}
 }
 
 void sim_backend_heal(struct sim_backend *b)

@@ -87,7 +87,7 @@ struct sim_backend;
 
 struct sim_backend *sim_backend_new(struct sim *sim, struct check *check,
 				    const struct sim_backend_config *config);
-void sim_backend_free(struct sim_backend **backend);
+void sim_backend_free(struct sim_backend **bp);
 
 /* From now on; a restart cuts all its connections. */
 void sim_backend_up(struct sim_backend *backend, enum sim_up up);

@@ -147,26 +147,30 @@ void check_body_end(struct check *check, struct check_message *m,
 		    unsigned backend, size_t len, bool chunked, unsigned taken)
 {
 	check->totals.ended++;
-	if (!m->whole)
+	if (!m->whole) {
 		sim_violation(check->sim,
 			      "backend b%u: the end of %s came, which its "
 			      "client never sent",
 			      backend, m->mark);
-	if (m->flawed)
+	}
+	if (m->flawed) {
 		sim_violation(check->sim,
 			      "backend b%u: the end of %s came, whose body is "
 			      "not to be finished",
 			      backend, m->mark);
-	if (len != m->body_len || chunked != m->chunked)
+	}
+	if (len != m->body_len || chunked != m->chunked) {
 		sim_violation(check->sim,
 			      "backend b%u: %s has %zu octets by %s, it was "
 			      "sent %zu by %s",
 			      backend, m->mark, len, chunked ? "BDAT" : "DATA",
 			      m->body_len, m->chunked ? "BDAT" : "DATA");
-	if (m->ends > m->refusals)
+	}
+	if (m->ends > m->refusals) {
 		sim_violation(check->sim,
 			      "backend b%u: the end of %s came a second time",
 			      backend, m->mark);
+	}
 	m->ends++;
 	m->taken = taken;
 }
@@ -191,16 +195,18 @@ void check_answered(struct check *check, struct check_message *m, unsigned code)
 	check->totals.acknowledged++;
 	if (m->lied)
 		return; /* nobody can know which reply was to what */
-	if (m->accepts != 1)
+	if (m->accepts != 1) {
 		sim_violation(check->sim,
 			      "%s was acknowledged, and %u backends had "
 			      "accepted it",
 			      m->mark, m->accepts);
-	if (m->rcpts_ok != m->taken)
+	}
+	if (m->rcpts_ok != m->taken) {
 		sim_violation(check->sim,
 			      "%s was acknowledged for recipients %#x, the "
 			      "backend took it for %#x",
 			      m->mark, m->rcpts_ok, m->taken);
+	}
 }
 
 /* --- limits --- */
@@ -235,14 +241,17 @@ static void check_sessions(struct check *check, size_t count,
 		if (!is_session(&check->rows[i]))
 			continue;
 		all++;
-		for (size_t j = 0; j <= i; j++)
+		for (size_t j = 0; j <= i; j++) {
 			same += is_session(&check->rows[j]) &&
 				same_host(check->rows[i].peer,
 					  check->rows[j].peer);
-		if (limits->max_per_source > 0 && same > limits->max_per_source)
+		}
+		if (limits->max_per_source > 0 &&
+		    same > limits->max_per_source) {
 			sim_violation(check->sim,
 				      "%u sessions of one source, %u allowed",
 				      same, limits->max_per_source);
+		}
 	}
 	if (all > limits->max_sessions)
 		sim_violation(check->sim, "%u sessions, %u allowed", all,
@@ -263,11 +272,12 @@ static void check_backends(struct check *check, size_t count,
 				row->peer != NULL &&
 				sim_addr_equal(&row->peer->sa, limit->addr);
 		}
-		if (open > limit->max_sessions)
+		if (open > limit->max_sessions) {
 			sim_violation(check->sim,
 				      "%u connections to backend b%u, %u "
 				      "allowed",
 				      open, b, limit->max_sessions);
+		}
 	}
 }
 

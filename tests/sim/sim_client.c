@@ -408,12 +408,17 @@ static void check_mark(struct sim_client *c, const struct due *due)
 
 	if (!check_mark_read(c->reply, c->reply_len, &client, &number))
 		return;
-	if (client != c->config.number)
+	if (client != c->config.number) {
 		wrong(c, "reads a reply that is about c%u.m%u: \"%.60s\"",
 		      client, number, c->reply);
-	else if (due != NULL && due->message != NULL &&
-		 due->message->number != number && !due->message->lied &&
-		 !check_message_find(c->check, c->reply, c->reply_len)->lied)
+		return;
+	}
+	if (due == NULL || due->message == NULL ||
+	    due->message->number == number || due->message->lied)
+		return;
+	const struct check_message *m = check_message_find(c->check, c->reply,
+							   c->reply_len);
+	if (m == NULL || !m->lied)
 		wrong(c, "reads about m%u what should be about m%u", number,
 		      due->message->number);
 }
@@ -468,6 +473,17 @@ static void reply_line(struct sim_client *c)
 		whole_reply(c, code);
 }
 
+static void take_octet(struct sim_client *c, char octet)
+{
+	if (c->reply_len == REPLY_MAX - 1) {
+		wrong(c, "reads a reply without end");
+		c->reply_len = c->line_from = 0;
+	}
+	c->reply[c->reply_len++] = octet;
+	if (octet == '\n')
+		reply_line(c);
+}
+
 static void listen_on(struct sim_client *c)
 {
 	char buf[READ_SIZE];
@@ -477,15 +493,8 @@ static void listen_on(struct sim_client *c)
 
 		if (n == 0)
 			return;
-		for (size_t i = 0; i < n; i++) {
-			if (c->reply_len == REPLY_MAX - 1) {
-				wrong(c, "reads a reply without end");
-				c->reply_len = c->line_from = 0;
-			}
-			c->reply[c->reply_len++] = buf[i];
-			if (buf[i] == '\n')
-				reply_line(c);
-		}
+		for (size_t i = 0; i < n; i++)
+			take_octet(c, buf[i]);
 	}
 }
 
@@ -503,16 +512,17 @@ static void check_farewell(struct sim_client *c, bool reset)
 
 	if (c->aborted || c->faulted || c->script.deaf || c->script.loose)
 		return;
-	if (c->reply_len > 0)
+	if (c->reply_len > 0) {
 		snprintf(c->grievance, sizeof(c->grievance),
 			 "reads half a reply and then the end: \"%.*s\"",
 			 c->reply_len < 200 ? (int)c->reply_len : 200,
 			 c->reply);
-	else if (!told)
+	} else if (!told) {
 		snprintf(c->grievance, sizeof(c->grievance),
 			 "is %s without a word, %u replies due at %.3f ms",
 			 reset ? "reset" : "left", c->due_count,
 			 (double)now_us / SIM_MS);
+	}
 }
 
 void sim_client_complain(struct sim_client *c)

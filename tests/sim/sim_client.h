@@ -43,7 +43,7 @@ struct sim_client_config {
 
 struct sim_client *sim_client_new(struct sim *sim, struct check *check,
 				  const struct sim_client_config *config);
-void sim_client_free(struct sim_client **client);
+void sim_client_free(struct sim_client **cp);
 
 /* Is it over for this client? */
 bool sim_client_done(const struct sim_client *client);

@@ -4,6 +4,8 @@
 
 #include "tests/sim/sim_net.h"
 
+/* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
+
 void *__real_malloc(size_t size);
 void *__wrap_malloc(size_t size);
 void *__real_calloc(size_t count, size_t size);
@@ -48,3 +50,5 @@ void *__wrap_realloc(void *old, size_t size)
 	note();
 	return __real_realloc(old, size);
 }
+
+/* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */

@@ -280,9 +280,9 @@ struct io_buf *io_buf_get(struct io *io, enum io_pool pool)
 	return buf_take(io, pool);
 }
 
-void io_buf_put(struct io *io, struct io_buf *pub)
+void io_buf_put(struct io *io, struct io_buf *buf)
 {
-	struct buf *b = buf_of(io, pub);
+	struct buf *b = buf_of(io, buf);
 
 	if (b == NULL || b->state != BUF_HELD) {
 		sim_violation(io->sim, "io_buf_put of a buffer that is %s",
@@ -770,7 +770,7 @@ static void gather_accepts(struct sock *s)
 		fresh->end = s->backlog[0];
 		fresh->accepted = true;
 		memmove(s->backlog, s->backlog + 1,
-			--s->backlog_len * sizeof(s->backlog[0]));
+			--s->backlog_len * sizeof(struct sim_end *));
 		sim_end_adopt(fresh->end, on_end, fresh);
 		sim_trace(io->sim, "io%u: accepts conn %u as socket %u",
 			  io->worker, sim_end_number(fresh->end),
@@ -1049,12 +1049,13 @@ static void mix_event(struct io *io, const struct io_event *event)
 				 (uint64_t)event->kind << 32 |
 				 (uint32_t)event->result);
 	sim_mix(io->sim, event->socket);
-	if (sim_traced(io->sim))
+	if (sim_traced(io->sim)) {
 		sim_trace(io->sim, "io%u: %s socket %u.%u result %d%s",
 			  io->worker, names[event->kind],
 			  (unsigned)(event->socket & UINT32_MAX),
 			  (unsigned)(event->socket >> 32), event->result,
 			  event->more ? " more" : "");
+	}
 }
 
 bool io_next(struct io *io, struct io_event *event)

@@ -9,6 +9,7 @@
 
 enum {
 	CONNECT_TIMEOUT_US = 127 * SIM_SECOND, /* Linux, tcp_syn_retries 6 */
+	NO_ROUTE_US = 3 * SIM_SECOND,          /* Linux gives up ARP */
 	VIOLATION_MAX = 1024,
 	PORT_FIRST = 1024,
 	PORT_LAST = 60000,
@@ -233,8 +234,8 @@ void sim_timer_set(struct sim *sim, struct sim_timer *timer, int64_t at_us)
 	timer->seq = sim->seq++;
 	if (sim->heap_len + 2 > sim->heap_max) {
 		sim->heap_max = sim->heap_max == 0 ? 256 : sim->heap_max * 2;
-		sim->heap = sim_grow(sim->heap,
-				     sim->heap_max * sizeof(*sim->heap));
+		sim->heap = sim_grow(
+			sim->heap, sim->heap_max * sizeof(struct sim_timer *));
 	}
 	sim->heap_len++;
 	heap_sift(sim, sim->heap_len, timer);
@@ -748,7 +749,7 @@ static void conn_asks(struct sim_conn *c)
 		break;
 	case SIM_NO_ROUTE:
 		c->failure = EHOSTUNREACH;
-		at = sim->now_us + 3 * SIM_SECOND;
+		at = sim->now_us + NO_ROUTE_US;
 		break;
 	}
 	if (c->failure != 0)
@@ -820,11 +821,12 @@ struct sim_end *sim_connect(struct sim *sim, const struct sockaddr *addr,
 	c->addr[1] = addr_copy(addr);
 	if (source != NULL)
 		c->addr[0] = addr_copy(source);
-	else if (addr->sa_family != AF_UNIX)
+	else if (addr->sa_family != AF_UNIX) {
 		c->addr[0] = sim_addr_make(
 			addr->sa_family == AF_INET ? "10.0.0.9" : "fd00::9", 0);
-	else
+	} else {
 		c->addr[0].sa.sa_family = AF_UNIX;
+	}
 	if (c->addr[0].sa.sa_family == AF_INET)
 		c->addr[0].in.sin_port = htons(port);
 	else if (c->addr[0].sa.sa_family == AF_INET6)
@@ -1072,10 +1074,16 @@ void sim_free(struct sim **simp)
 
 	if (sim == NULL)
 		return;
-	while (sim->conns.next != &sim->conns)
-		conn_free(sim->conns.next);
-	while (sim->listeners.next != &sim->listeners)
-		sim_unlisten(sim, sim->listeners.next);
+	for (struct sim_conn *c = sim->conns.next, *next; c != &sim->conns;
+	     c = next) {
+		next = c->next;
+		conn_free(c);
+	}
+	for (struct sim_listener *l = sim->listeners.next, *next;
+	     l != &sim->listeners; l = next) {
+		next = l->next;
+		sim_unlisten(sim, l);
+	}
 	free(sim->heap);
 	free(sim);
 	*simp = NULL;

@@ -30,13 +30,14 @@ struct sim_operator {
 static void rest(struct sim_operator *o)
 {
 	o->end = NULL;
-	if (!o->stopped)
+	if (!o->stopped) {
 		sim_timer_set(o->sim, &o->timer,
 			      sim_now_us(o->sim) +
 				      sim_below(o->sim, REST_US_MAX) + 1);
+	}
 }
 
-static void draw_command(struct sim_operator *o)
+static const char *draw_look(struct sim *sim)
 {
 	static const char *const looks[] = {
 		"show info",
@@ -60,6 +61,12 @@ static void draw_command(struct sim_operator *o)
 		"show info json",
 		"show info json",
 	};
+
+	return looks[sim_below(sim, sizeof(looks) / sizeof(looks[0]))];
+}
+
+static void draw_command(struct sim_operator *o)
+{
 	static const char *const states[] = { "ready", "ready", "drain",
 					      "maint" };
 	struct sim *sim = o->sim;
@@ -103,9 +110,7 @@ static void draw_command(struct sim_operator *o)
 		snprintf(at, COMMAND_MAX, "del backend x%u\n", b);
 		return;
 	default:
-		snprintf(at, COMMAND_MAX, "%s\n",
-			 looks[sim_below(sim,
-					 sizeof(looks) / sizeof(looks[0]))]);
+		snprintf(at, COMMAND_MAX, "%s\n", draw_look(sim));
 		return;
 	}
 }
@@ -159,11 +164,12 @@ static void check_info(struct sim_operator *o)
 
 	if (opened < 0 || closed < 0 || open < 0)
 		return;
-	if (opened != closed + open)
+	if (opened != closed + open) {
 		sim_violation(o->sim,
 			      "show info: %ld connections, %ld closed, %ld "
 			      "open",
 			      opened, closed, open);
+	}
 }
 
 static void note_session(struct sim_operator *o)

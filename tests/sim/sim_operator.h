@@ -13,6 +13,6 @@ struct sim_operator;
 struct sim_operator *sim_operator_new(struct sim *sim, unsigned backends);
 /* Hang up and come no more. */
 void sim_operator_stop(struct sim_operator *operator);
-void sim_operator_free(struct sim_operator **operator);
+void sim_operator_free(struct sim_operator **op);
 
 #endif

@@ -203,13 +203,14 @@ static void write_envelope(struct writer *w, struct check_message *m,
 	const char *param = params[sim_below(w->sim, COUNT(params))];
 
 	m->null_sender = sim_chance(w->sim, 50);
-	if (m->null_sender)
+	if (m->null_sender) {
 		about(line(w, SIM_REPLY_MAIL, "MAIL FROM:<>%s", param), m,
 		      sent);
-	else
+	} else {
 		about(line(w, SIM_REPLY_MAIL, "MAIL FROM:<s.%s@from.test>%s",
 			   m->mark, param),
 		      m, sent);
+	}
 	for (unsigned k = 0; k < rcpts; k++) {
 		bool refused = sim_chance(w->sim, 100);
 		struct sim_step *step = line(

@@ -61,7 +61,7 @@ static void say(struct sim_talk *t, const void *octets, size_t len)
 		return;
 	}
 	free(t->pending);
-	t->pending = malloc(len);
+	t->pending = malloc(len + 1);
 	if (t->pending == NULL)
 		abort();
 	memcpy(t->pending, octets, len);
@@ -93,7 +93,8 @@ static void say_escaped(struct sim_talk *t, const char *text)
 		} else if (*text == '0') {
 			out[n++] = '\0';
 		} else if (*text == 'x') {
-			out[n++] = (char)(hex(text[1]) * 16 + hex(text[2]));
+			out[n++] = (char)(uint8_t)(hex(text[1]) * 16 +
+						   hex(text[2]));
 			text += 2;
 		} else {
 			out[n++] = *text;
@@ -108,12 +109,15 @@ static void say_body(struct sim_talk *t, size_t len)
 
 	if (body == NULL)
 		abort();
-	for (size_t i = 0; i < len; i++)
-		body[i] = i % BODY_LINE == BODY_LINE - 2   ? '\r'
-			  : i % BODY_LINE == BODY_LINE - 1 ? '\n'
-							   : 'x';
-	if (len >= 2)
-		memcpy(body + len - 2, "\r\n", 2);
+	memset(body, 'x', len);
+	for (size_t i = BODY_LINE; i <= len; i += BODY_LINE) {
+		body[i - 2] = '\r';
+		body[i - 1] = '\n';
+	}
+	if (len >= 2) {
+		body[len - 2] = '\r';
+		body[len - 1] = '\n';
+	}
 	say(t, body, len);
 	free(body);
 }

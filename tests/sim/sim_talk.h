@@ -36,7 +36,7 @@ struct sim_talk *sim_talk_new(struct sim *sim, const char *script,
 			      const union sim_addr *from,
 			      const union sim_addr *to, sim_talk_fn *fn,
 			      void *owner);
-void sim_talk_free(struct sim_talk **talk);
+void sim_talk_free(struct sim_talk **tp);
 
 bool sim_talk_done(const struct sim_talk *talk);
 /* The step it stands at, for a report. */

@@ -298,16 +298,18 @@ static void reload_fires(void *owner)
 	unsigned left = s->backends;
 	if (left > 1 && sim_chance(s->sim, 300))
 		left--; /* the last one is to go */
-	for (unsigned i = 0; i < left; i++)
+	for (unsigned i = 0; i < left; i++) {
 		put(s,
 		    "[backend b%u]\naddress = 10.0.0.%u:25\n"
 		    "max_sessions = %u\n",
 		    i, i + 1, s->backend[i].max_sessions);
+	}
 	(void)world_reload(&s->world, s->config); /* or it is too soon */
-	if (sim_chance(s->sim, 500))
+	if (sim_chance(s->sim, 500)) {
 		sim_timer_set(s->sim, &s->reload,
 			      sim_now_us(s->sim) +
 				      sim_below(s->sim, GATHERING_US));
+	}
 }
 
 /* --- the way of a storm --- */

@@ -226,10 +226,11 @@ static void turn(struct world *w, unsigned i)
 	w->turns++;
 	if (sim_io_delivered(w->ios[i]) > 0)
 		w->idle_turns[i] = 0;
-	else if (++w->idle_turns[i] > IDLE_TURNS_MAX)
+	else if (++w->idle_turns[i] > IDLE_TURNS_MAX) {
 		sim_violation(w->sim,
 			      "worker %u spins: %u turns without an event", i,
 			      w->idle_turns[i]);
+	}
 	if (!w->hushed)
 		check_limits(w->check, w->ios, w->weir.worker_count,
 			     &w->limits);
@@ -409,26 +410,29 @@ void world_check_books(struct world *w)
 	if (opened != closed)
 		sim_violation(w->sim, "%lu connections opened, %lu closed",
 			      (unsigned long)opened, (unsigned long)closed);
-	if (opened != check_log_sessions(w->check))
+	if (opened != check_log_sessions(w->check)) {
 		sim_violation(w->sim, "%lu connections opened, %u logged",
 			      (unsigned long)opened,
 			      check_log_sessions(w->check));
+	}
 	if (slots_out(w) != 0 || buffers_out(w) != 0 || sockets_open(w) != 0 ||
-	    admission_sessions(w->weir.admission) != 0)
+	    admission_sessions(w->weir.admission) != 0) {
 		sim_violation(w->sim,
 			      "at the end %u slots, %u buffers, %zu sockets "
 			      "and %u sessions are not home",
 			      slots_out(w), buffers_out(w), sockets_open(w),
 			      admission_sessions(w->weir.admission));
+	}
 	for (unsigned i = 0; i < w->client_count; i++) {
 		const union sim_addr *addr = sim_client_addr(w->clients[i]);
 		unsigned lines = check_log_client(w->check, addr);
 
 		sim_client_complain(w->clients[i]);
 		if (lines > 1 ||
-		    (lines == 0 && sim_client_heard(w->clients[i])))
+		    (lines == 0 && sim_client_heard(w->clients[i]))) {
 			sim_violation(w->sim,
 				      "client %u has %u lines in the log", i,
 				      lines);
+		}
 	}
 }
