@@ -334,13 +334,17 @@ static size_t log_value(const char *text, size_t len, const char *key,
 	return (size_t)(at - *value);
 }
 
+/* Its second field tells; peers' words further on may look the same. */
 static bool log_is_session(const char *text, size_t len)
 {
-	static const char plain[] = "event=session ";
+	static const char plain[] = " event=session ";
 	static const char json[] = "\"event\":\"session\"";
+	const char *at = memchr(text, ' ', len);
 
-	return memmem(text, len, plain, sizeof(plain) - 1) != NULL ||
-	       memmem(text, len, json, sizeof(json) - 1) != NULL;
+	if (at != NULL && (size_t)(text + len - at) >= sizeof(plain) - 1 &&
+	    memcmp(at, plain, sizeof(plain) - 1) == 0)
+		return true;
+	return memmem(text, len, json, sizeof(json) - 1) != NULL;
 }
 
 void check_log(struct check *check, const char *text, size_t len)
