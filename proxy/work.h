@@ -141,11 +141,12 @@ struct server {
 struct prober {
 	struct work work;
 	io_handle socket;
-	bool busy, ending, receiving, done;
-	int64_t deadline_ms;
+	bool busy, ending, receiving;
 	struct balancer_slot slot;
-	struct probe_order order;
+	struct probe_order order; /* of what is copied here: a reload may free
+				     the configuration meanwhile */
 	struct probe probe;
+	char helo[SMTP_DOMAIN_MAX + 1];
 	struct busy_rule rules[BACKEND_RULES_MAX];
 };
 
@@ -253,6 +254,12 @@ void work_log(struct worker *w, enum log_level level);
 
 /* Begin w->log. */
 void work_log_begin(struct worker *w, const char *event);
+
+/*
+ * Is it this machine that lacks something (descriptors, memory, ports)?  Then
+ * it is no backend's fault, and says nothing about its health.
+ */
+bool work_is_shortage(int error);
 
 /* ---- worker_reload.c ---- */
 

@@ -36,6 +36,13 @@ void work_log(struct worker *w, enum log_level level)
 		io_log(w->io, (int)level, w->log.text, w->log.len);
 }
 
+bool work_is_shortage(int error)
+{
+	/* EADDRNOTAVAIL: of a connect, all ports to there are in use. */
+	return error == EMFILE || error == ENFILE || error == ENOBUFS ||
+	       error == ENOMEM || error == EADDRNOTAVAIL;
+}
+
 /* ---- who has something to send ---- */
 
 void work_speak_up(struct worker *w, struct work *work)
@@ -332,6 +339,8 @@ static void each_client(struct worker *w,
 
 static void restress(struct worker *w, struct client *c)
 {
+	if (!c->admitted)
+		return; /* it is not even greeted */
 	session_stress(&c->session, &w->env);
 	client_resume(w, c);
 }

@@ -119,6 +119,16 @@ static void step(struct worker *w, struct prober *p,
 	follow(w, p, &plan);
 }
 
+/* What weir itself lacks is no verdict. */
+static struct probe_event not_connected(int result)
+{
+	return (struct probe_event){
+		.kind = work_is_shortage(-result) ? PROBE_IN_CANCEL
+						  : PROBE_IN_FAILED,
+		.error = -result,
+	};
+}
+
 static void begin(struct worker *w, const struct balancer_slot *slot)
 {
 	struct prober *p = prober_of(w, slot->index);
@@ -134,9 +144,12 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 	p->busy = true;
 	p->ending = p->receiving = false;
 	p->slot = *slot;
+	static_assert(sizeof(p->helo) >= sizeof(health->helo),
+		      "the name that the configuration has fits");
+	memcpy(p->helo, health->helo, sizeof(health->helo));
 	memcpy(p->rules, b->rules, sizeof(p->rules));
 	p->order = (struct probe_order){
-		.helo = health->helo,
+		.helo = p->helo,
 		.mail = health->mail,
 		.connect_ms = w->config->timeouts.backend_connect_ms,
 		.timeout_ms = health->timeout_ms,
@@ -150,8 +163,7 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
 			    &p->work, &p->socket);
 	if (result < 0) {
-		const struct probe_event failed = { .kind = PROBE_IN_FAILED,
-						    .error = -result };
+		const struct probe_event failed = not_connected(result);
 
 		probe_step(&p->probe, &failed, w->now_ms, &plan);
 		conclude(w, p);
@@ -204,8 +216,7 @@ void probe_event_in(struct worker *w, struct prober *p,
 		    const struct io_event *ev)
 {
 	const struct probe_event connected = { .kind = PROBE_IN_CONNECTED };
-	const struct probe_event failed = { .kind = PROBE_IN_FAILED,
-					    .error = -ev->result };
+	const struct probe_event failed = not_connected(ev->result);
 
 	switch (ev->kind) {
 	case IO_CONNECTED:

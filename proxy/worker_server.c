@@ -196,6 +196,19 @@ static void log_refusal(struct worker *w, const struct server *v,
 	work_log(w, LOG_LEVEL_INFO);
 }
 
+static void log_shortage(struct worker *w, const struct server *v, int error)
+{
+	work_log_begin(w, "shortage");
+	log_word(&w->log, "backend",
+		 w->weir->farm->backends[v->slot.index].name);
+	log_word(&w->log, "stage",
+		 busy_stage_name(upstream_awaits(&v->upstream)));
+	log_word(&w->log, "error", strerror(error));
+	if (v->client != NULL)
+		log_word(&w->log, "client", v->client->addr_text);
+	work_log(w, LOG_LEVEL_ERROR);
+}
+
 /*
  * 452 at MAIL may be about this one message (RFC 1870): large is what is
  * above a quarter of what the backend offers.
@@ -340,6 +353,20 @@ static void failed(struct worker *w, struct server *v,
 	give_up(w, v, verdict.class, stage, false);
 }
 
+/*
+ * weir itself lacks something, or the connection has a hole where octets were
+ * dropped: it is of no more use, and the backend not to blame.
+ */
+static void forsake(struct worker *w, struct server *v, int error)
+{
+	if (v->lingering || v->upstream.state == UPSTREAM_QUITTING) {
+		end(w, v, true);
+		return;
+	}
+	log_shortage(w, v, error);
+	give_up(w, v, BUSY_BUSY, upstream_awaits(&v->upstream), false);
+}
+
 /* ---- replies ---- */
 
 static void ready(struct worker *w, struct server *v)
@@ -429,7 +456,7 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
 			server_speak_up(w, v);
 		else
-			failed(w, v, BALANCER_LOST);
+			forsake(w, v, ENOBUFS);
 		return;
 	case UPSTREAM_IS_READY:
 		ready(w, v);
@@ -516,6 +543,22 @@ static void server_free(struct worker *w, struct server *v)
 	w->server_count--;
 }
 
+/* Not even a socket to it could be had: an address that does not fit. */
+static void unreachable(struct worker *w, struct server *v)
+{
+	struct busy_verdict verdict = busy_silence(BUSY_SILENCE_REFUSED);
+	const struct balancer_outcome outcome = {
+		.failure = BALANCER_UNREACHABLE,
+		.class = verdict.class,
+		.stage = BUSY_STAGE_TCP,
+		.source = v->client->source,
+	};
+
+	note(w, v, &outcome);
+	log_refusal(w, v, &outcome, busy_rule_name(verdict.rule));
+	backend_count(backend_of(w, v), BACKEND_COUNT_retried_away, 1);
+}
+
 /* A slot is free that this client has been waiting for. */
 static bool reclaim(struct worker *w, struct client *c)
 {
@@ -526,6 +569,9 @@ static bool reclaim(struct worker *w, struct client *c)
 	if (v == &w->lingering)
 		return false;
 	server_quit(w, v);
+	/* It may have given up one slot in this turn, and want the next. */
+	if (c->waits_for != NULL)
+		c->waits_for->heir = NULL;
 	v->heir = c;
 	c->waits_for = v;
 	return true;
@@ -580,12 +626,20 @@ bool server_bind(struct worker *w, struct client *c,
 	c->server = v;
 	remember_tried(c, v->slot.index);
 	memcpy(c->backend, backend_of(w, v)->name, sizeof(c->backend));
-	if (begin(w, v, c) < 0) {
-		detach(v);
-		server_free(w, v);
-		return false;
+
+	int result = begin(w, v, c);
+
+	if (result == 0)
+		return true;
+	if (work_is_shortage(-result)) {
+		log_shortage(w, v, -result);
+	} else {
+		unreachable(w, v);
+		event->more = true;
 	}
-	return true;
+	detach(v);
+	server_free(w, v);
+	return false;
 }
 
 /* ---- what the session orders ---- */
@@ -663,6 +717,10 @@ void server_reset(struct worker *w, struct server *v)
 
 static void connected(struct worker *w, struct server *v, int result)
 {
+	if (work_is_shortage(-result)) {
+		forsake(w, v, -result);
+		return;
+	}
 	switch (-result) {
 	case 0:
 		upstream_connected(&v->upstream, w->now_ms);
@@ -727,7 +785,11 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 		arm(w, v);
 		return;
 	case IO_SENT:
-		/* After an error what it last said may still be read. */
+		if (work_is_shortage(-ev->result)) {
+			forsake(w, v, -ev->result);
+			return;
+		}
+		/* The peer's doing: what it last said may still be read. */
 		if (ev->result < 0)
 			return;
 		v->sent_ms = w->now_ms;
