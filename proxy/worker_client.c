@@ -427,10 +427,10 @@ static void close_if_done(struct worker *w, struct client *c)
 {
 	if (!c->fin_sent || c->ending)
 		return;
-	if (!c->gone_told && !c->eof && w->now_ms < c->linger_ms)
+	/* A slow reader gets all of it, as long as it reads. */
+	if (!c->gone_told && io_unsent(w->io, c->socket) > 0)
 		return;
-	if (io_unsent(w->io, c->socket) > 0 && !c->gone_told &&
-	    w->now_ms < c->linger_ms)
+	if (!c->gone_told && !c->eof && w->now_ms < c->linger_ms)
 		return;
 	c->ending = true;
 	io_close(w->io, c->socket);
@@ -443,11 +443,12 @@ static void set_timer(struct worker *w, struct client *c)
 	if (c->ending || c->socket == 0) {
 		at_ms = c->session.deadline_ms;
 	} else {
-		if (c->linger_ms < at_ms)
+		int64_t stuck_ms = c->sent_ms + w->config->timeouts.send_ms;
+
+		if (!is_sending(w, c) && c->linger_ms < at_ms)
 			at_ms = c->linger_ms;
-		if (is_sending(w, c) &&
-		    c->sent_ms + w->config->timeouts.send_ms < at_ms)
-			at_ms = c->sent_ms + w->config->timeouts.send_ms;
+		if (is_sending(w, c) && stuck_ms < at_ms)
+			at_ms = stuck_ms;
 	}
 	timer_set(&w->wheel, &c->work.timer, at_ms);
 }
@@ -639,12 +640,45 @@ static void admit(struct worker *w, struct client *c)
 	client_tell(w, c, &admitted);
 }
 
+static void identify(struct worker *w, struct client *c, io_handle socket)
+{
+	struct sockaddr_storage peer = { 0 };
+
+	stats_add(&w->stats->connections, 1);
+	c->id = w->id_base << 32 | ++w->ids;
+	if (io_peer(w->io, socket, (struct sockaddr *)&peer, sizeof(peer)) ==
+	    0) {
+		(void)cidr_addr_from_sockaddr(&c->addr, &c->port,
+					      (const struct sockaddr *)&peer,
+					      sizeof(peer));
+	}
+	(void)cidr_addr_format(&c->addr, c->addr_text, sizeof(c->addr_text));
+	c->source = source_of(&c->addr);
+}
+
+/*
+ * Not even a place to say 421 from: so many are being refused already.  It
+ * has its line in the log all the same.
+ */
+static void turn_away(struct worker *w, const struct config_listener *listener,
+		      io_handle socket)
+{
+	struct client c = { .limit = "connections" };
+
+	identify(w, &c, socket);
+	c.session.listener = listener;
+	c.session.opened_ms = w->now_ms;
+	c.session.reason = STATS_CLOSE_FULL;
+	stats_add(&w->stats->refused, 1);
+	log_session(w, &c);
+	io_close(w->io, socket);
+}
+
 void client_accepted(struct worker *w, struct work_listener *from,
 		     const struct io_event *ev)
 {
 	const struct config_listener *listener =
 		&w->config->listeners[from->config_at];
-	struct sockaddr_storage peer = { 0 };
 	struct client *c;
 
 	if (ev->socket == 0) {
@@ -656,22 +690,12 @@ void client_accepted(struct worker *w, struct work_listener *from,
 	}
 	c = client_new(w, ev->socket);
 	if (c == NULL) {
-		io_close(w->io, ev->socket);
-		stats_add(&w->stats->accept_errors, 1);
+		turn_away(w, listener, ev->socket);
 		return;
 	}
 	io_adopt(w->io, ev->socket, &c->work);
-	stats_add(&w->stats->connections, 1);
+	identify(w, c, ev->socket);
 	w->talking++;
-	c->id = w->id_base << 32 | ++w->ids;
-	if (io_peer(w->io, ev->socket, (struct sockaddr *)&peer,
-		    sizeof(peer)) == 0) {
-		(void)cidr_addr_from_sockaddr(&c->addr, &c->port,
-					      (const struct sockaddr *)&peer,
-					      sizeof(peer));
-	}
-	(void)cidr_addr_format(&c->addr, c->addr_text, sizeof(c->addr_text));
-	c->source = source_of(&c->addr);
 	session_init(&c->session, listener, c->lines,
 		     c->lines + SESSION_LINE_MAX, w->now_ms);
 	if (is_short(w))
@@ -736,6 +760,12 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 		received(w, c, ev);
 		return;
 	case IO_SENT:
+		if (work_is_shortage(-ev->result)) {
+			/* Replies are missing: no other may follow. */
+			kill_for(w, c, STATS_CLOSE_NO_BUFFERS);
+			settle(w, c);
+			return;
+		}
 		if (ev->result < 0) {
 			/* The receive will tell why, or time will. */
 			work_queue_drop(w, &c->out);
@@ -743,6 +773,8 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 			return;
 		}
 		c->sent_ms = w->now_ms;
+		if (c->fin_sent)
+			c->linger_ms = w->now_ms + WORK_LINGER_MS;
 		client_resume(w, c);
 		return;
 	case IO_CLOSED:
