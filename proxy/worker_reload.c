@@ -78,6 +78,40 @@ static void log_backend(struct worker *w, const char *name, const char *what)
 	work_log(w, LOG_LEVEL_NOTICE);
 }
 
+static bool same_source(const struct backend *b,
+			const struct config_backend *to)
+{
+	struct cidr_addr source = { 0 };
+
+	if (b->source_len == 0 || !to->source_set)
+		return b->source_len == 0 && !to->source_set;
+	(void)cidr_addr_from_sockaddr(&source, NULL,
+				      (const struct sockaddr *)&b->source,
+				      sizeof(b->source));
+	return memcmp(source.octets, to->source.octets,
+		      sizeof(source.octets)) == 0;
+}
+
+static bool same_rules(const struct backend *b, const struct config_backend *to)
+{
+	if (b->rule_count != to->busy_rule_count)
+		return false;
+	for (unsigned i = 0; i < b->rule_count; i++) {
+		const struct busy_rule *r = &b->rules[i];
+		const struct busy_rule *s = &to->busy_rules[i];
+
+		if (r->stages != s->stages || r->code_min != s->code_min ||
+		    r->code_max != s->code_max ||
+		    r->esc_given != s->esc_given ||
+		    r->esc.subject != s->esc.subject ||
+		    r->esc.detail != s->esc.detail || r->class != s->class ||
+		    r->text_len != s->text_len ||
+		    memcmp(r->text, s->text, r->text_len) != 0)
+			return false;
+	}
+	return true;
+}
+
 static void change_backend(struct worker *w, struct backend *b,
 			   const struct config_backend *to)
 {
@@ -91,6 +125,11 @@ static void change_backend(struct worker *w, struct backend *b,
 			    "address differs: del backend, then reload");
 		return;
 	}
+	/* Who has a slot reads these without a lock. */
+	if (!same_source(b, to) || !same_rules(b, to))
+		log_backend(w, b->name,
+			    "source or busy_rule differs: del backend, then "
+			    "reload");
 	backend_set_weight(b, to->weight);
 	backend_set_max_sessions(b, to->max_sessions);
 	backend_set_admin(b, admin_of(to->state), &change);
