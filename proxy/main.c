@@ -117,10 +117,26 @@ static void say(struct logger *logger, const struct config *config, int level,
 	(void)logger_write(logger, level, line.text, line.len);
 }
 
+/* False: a worker has failed, and will not see it any more. */
+static bool await_seen(struct weir *weir, const struct config *config)
+{
+	const struct timespec moment = { .tv_nsec = SEEN_WAIT_NS };
+
+	for (unsigned i = 0; i < weir->worker_count; i++) {
+		io_wake(worker_io(weir->workers[i]));
+		while (worker_config_seen(weir->workers[i]) != config) {
+			if (atomic_load(&weir->failed))
+				return false;
+			(void)nanosleep(&moment, NULL);
+		}
+	}
+	return true;
+}
+
 static void reload(struct weir *weir, struct config **in_force,
 		   struct logger *logger, const char *path)
 {
-	const struct config *old = *in_force;
+	struct config *old = *in_force;
 	struct config_report *report = config_report_new();
 	struct config *config;
 
@@ -143,20 +159,11 @@ static void reload(struct weir *weir, struct config **in_force,
 		return;
 	}
 	worker_reload(weir->workers[0], config);
-	for (unsigned i = 0; i < weir->worker_count; i++) {
-		io_wake(worker_io(weir->workers[i]));
-		while (worker_config_seen(weir->workers[i]) != config) {
-			const struct timespec moment = {
-				.tv_nsec = SEEN_WAIT_NS,
-			};
-
-			(void)nanosleep(&moment, NULL);
-		}
-	}
-	say(logger, config, LOG_LEVEL_NOTICE, "reload", "result", "in force");
-
-	config_free(in_force);
 	*in_force = config;
+	if (!await_seen(weir, config))
+		return; /* some may use the old one as long as they live */
+	say(logger, config, LOG_LEVEL_NOTICE, "reload", "result", "in force");
+	config_free(&old);
 }
 
 /* ---- privileges ---- */
@@ -190,10 +197,16 @@ static bool drop_privileges(const struct config_weir *weir)
 		}
 		gid = group->gr_gid;
 	}
+	/* Started as that user already, by systemd for example. */
+	if (geteuid() != 0 && (user == NULL || user->pw_uid == geteuid()) &&
+	    gid == getegid())
+		return true;
 	if (setgroups(0, NULL) != 0 || setgid(gid) != 0 ||
 	    (user != NULL && setuid(user->pw_uid) != 0)) {
-		(void)fprintf(stderr, "weir: cannot become user \"%s\": %s\n",
-			      weir->user, strerror(errno));
+		(void)fprintf(stderr,
+			      "weir: cannot become user \"%s\" of group "
+			      "\"%s\": %s: start it as root, or as them\n",
+			      weir->user, weir->group, strerror(errno));
 		return false;
 	}
 	return true;
@@ -208,7 +221,7 @@ static void give_control_socket(const struct config_weir *weir)
 					    ? getgrnam(weir->group)
 					    : NULL;
 
-	if (user == NULL && group == NULL)
+	if (weir->control_socket[0] == '\0' || (user == NULL && group == NULL))
 		return;
 	if (chown(weir->control_socket, user != NULL ? user->pw_uid : (uid_t)-1,
 		  group != NULL  ? group->gr_gid
@@ -361,7 +374,8 @@ static unsigned descriptors(void)
 	if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
 		return 1024;
 	limit.rlim_cur = limit.rlim_max;
-	(void)setrlimit(RLIMIT_NOFILE, &limit);
+	if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+		(void)getrlimit(RLIMIT_NOFILE, &limit);
 	if (limit.rlim_cur > 1000000)
 		return 1000000;
 	return (unsigned)limit.rlim_cur;
@@ -390,7 +404,10 @@ static void size_pools(struct weir *weir, const struct config *config,
 	/* As many again for those who are being refused. */
 	sessions = sessions * 2 + 1024;
 	weir->sessions_max = sessions < fds ? (unsigned)sessions : fds;
-	weir->servers_max = fds;
+	/* A session has one at a time; those that it parted from are brief.
+	 * Not as many as there are descriptors: a kernel that is asked for
+	 * more than its memory, even if never to be touched, says no. */
+	weir->servers_max = weir->sessions_max;
 }
 
 static bool make_farm(struct weir *weir, const struct config *config)
@@ -465,6 +482,8 @@ static void serve(struct weir *weir, struct config **in_force,
 		case SIGHUP:
 			if (!atomic_load(&weir->draining))
 				reload(weir, in_force, logger, path);
+			else
+				atomic_store(&weir->reload_wanted, false);
 			break;
 		case SIGUSR1:
 			logger_reopen(logger);
