@@ -220,15 +220,17 @@ SOURCES := $(wildcard proxy/*.[ch] balancer/*.[ch] health/*.[ch] tests/*.[ch] te
 format:       ; clang-format -i $(SOURCES)
 format-check: ; clang-format --dry-run -Werror $(SOURCES)
 
+# As STD, but to stand inside the quotes of sh -c.
+LINT_STD := -std=gnu17 -D_GNU_SOURCE -DWEIR_VERSION=\"$(VERSION)\" -I.
 # One file per process: clang-tidy 14 is wrong about several at once.
 TIDY := $(filter-out tests/fuzz/%,$(filter %.c,$(SOURCES)))
 lint: headers purity format-check
 	@echo $(TIDY) | tr ' ' '\n' | xargs -P $$(nproc) -I{} sh -c \
-	  'clang-tidy --quiet {} -- $(STD) 2>/dev/null || { echo "clang-tidy: {}"; exit 255; }'
+	  'clang-tidy --quiet {} -- $(LINT_STD) 2>/dev/null || { echo "clang-tidy: {}"; exit 255; }'
 	cppcheck --quiet -j $$(nproc) --std=c11 --enable=warning,performance,portability \
 	  --inline-suppr --suppress=missingIncludeSystem --error-exitcode=1 -I. proxy balancer health
 	@echo $(filter proxy/%.c balancer/%.c health/%.c,$(SOURCES)) | tr ' ' '\n' | \
-	  xargs -P $$(nproc) -I{} sh -c 'gcc $(STD) -O2 -fanalyzer -Wno-analyzer-too-complex \
+	  xargs -P $$(nproc) -I{} sh -c 'gcc $(LINT_STD) -O2 -fanalyzer -Wno-analyzer-too-complex \
 	  -Werror -c {} -o /dev/null || { echo "gcc -fanalyzer: {}"; exit 255; }'
 
 clean: ; rm -rf build
