@@ -225,6 +225,7 @@ static void close_client(struct worker *w, struct client *c, bool abort)
 		c->ending = true;
 	} else {
 		c->flushing = true;
+		c->linger_ms = w->now_ms + WORK_LAST_WORDS_MS;
 	}
 }
 
@@ -425,12 +426,18 @@ static bool is_sending(struct worker *w, const struct client *c)
 
 static void close_if_done(struct worker *w, struct client *c)
 {
-	if (!c->fin_sent || c->ending)
+	bool late = w->now_ms >= c->linger_ms;
+
+	if (!c->flushing || c->ending)
 		return;
-	/* A slow reader gets all of it, as long as it reads. */
-	if (!c->gone_told && io_unsent(w->io, c->socket) > 0)
+	if (late && !c->fin_sent) {
+		c->ending = true;
+		io_abort(w->io, c->socket);
 		return;
-	if (!c->gone_told && !c->eof && w->now_ms < c->linger_ms)
+	}
+	if (!c->fin_sent || (!c->gone_told && !c->eof && !late))
+		return;
+	if (io_unsent(w->io, c->socket) > 0 && !c->gone_told && !late)
 		return;
 	c->ending = true;
 	io_close(w->io, c->socket);
