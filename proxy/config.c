@@ -166,6 +166,27 @@ static void check_health(struct config_reading *r)
 		    health->eject_ms <= health->eject_max_ms);
 }
 
+/* A socket of one family cannot connect to the other. */
+static bool source_fits(const struct config_backend *backend)
+{
+	return !backend->source_set || backend->address.port == 0 ||
+	       cidr_addr_is_v4(&backend->source) ==
+		       cidr_addr_is_v4(&backend->address.addr);
+}
+
+static const char source_rule[] =
+	"source and address must both be IPv4, or both IPv6";
+
+static void check_backend(struct config_reading *r)
+{
+	const struct config_key *source = config_find_key(
+		CONFIG_SECTION_BACKEND, config_span_of("source"));
+
+	assert(source != NULL);
+	if (!source_fits(r->base))
+		complain_at(r, seen_of(r, source)->line, "%s", source_rule);
+}
+
 static void check_required(struct config_reading *r)
 {
 	char allowed[CONFIG_ERROR_MAX / 2];
@@ -204,6 +225,8 @@ static void close_section(struct config_reading *r)
 		check_admission(r);
 	if (r->section == CONFIG_SECTION_HEALTH)
 		check_health(r);
+	if (r->section == CONFIG_SECTION_BACKEND)
+		check_backend(r);
 	r->section = CONFIG_SECTION_COUNT;
 }
 
@@ -746,6 +769,10 @@ bool config_backend_check(const struct config_backend *backend, char *error,
 	size_t len;
 
 	assert(key != NULL);
+	if (!source_fits(backend)) {
+		config_print(error, error_cap, "%s", source_rule);
+		return false;
+	}
 	if (backend->address.port > 0)
 		return true;
 	len = config_print(error, error_cap, "no address=: need ");

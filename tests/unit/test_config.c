@@ -293,6 +293,11 @@ static const struct bad_case bad_keys[] = {
 	{ "the first ejection longer than the longest",
 	  LEAST "[health]\neject_max = 4s\n",
 	  "f:5: eject (default 5s) must be at most eject_max\n" },
+	{ "a source of the other family",
+	  LEAST "[backend v6]\nsource = 192.0.2.1\naddress = [::1]:25\n"
+		"[backend v4]\naddress = 192.0.2.2:25\nsource = ::1\n",
+	  "f:5: source and address must both be IPv4, or both IPv6\n"
+	  "f:9: source and address must both be IPv4, or both IPv6\n" },
 	{ "each member of a list on its own",
 	  LEAST "[admission]\ndeny = 10.0.0.1/8, 192.0.2.0/24,, x\n"
 		"allow = ::1/200\n",
@@ -510,7 +515,7 @@ static const struct value_case sizes[] = {
 	{ "backend", "weight = 1001", false },
 	{ "backend", "source =", true },
 	{ "backend", "source = 192.0.2.1", true },
-	{ "backend", "source = 2001:db8::1", true },
+	{ "backend", "source = 2001:db8::1", false }, /* to an IPv4 address */
 	{ "backend", "source = 192.0.2.1:25", false },
 	{ "backend", "source = eth0", false },
 	{ "backend", "state = maint", true },
@@ -558,7 +563,7 @@ static const char all_kinds[] =
 	"[timeouts]\nsession = 1h\nbackend_quit = 0\n"
 	"[health]\nprobe = off\nmail = on\nmax_ejected = 20%\n"
 	"[backend a]\naddress = [2001:db8::2]:2525\nstate = drain\n"
-	"source = 192.0.2.9\nweight = 7\n"
+	"source = 2001:db8::9\nweight = 7\n"
 	"busy_rule = MAIL 452 4.3.1 => busy\n"
 	"busy_rule = any 450 a, b => policy\n"
 	"[backend b]\naddress = 192.0.2.3:25\n"
@@ -1031,6 +1036,14 @@ static void a_backend_is_made_by_pairs(void **state)
 	assert_true(config_backend_set(&backend, "address=[::1]:25", 16, error,
 				       sizeof(error)));
 	assert_true(config_backend_check(&backend, error, sizeof(error)));
+	assert_true(config_backend_set(&backend, "source=::2", 10, error,
+				       sizeof(error)));
+	assert_true(config_backend_check(&backend, error, sizeof(error)));
+	assert_true(config_backend_set(&backend, "source=192.0.2.1", 16, error,
+				       sizeof(error)));
+	assert_false(config_backend_check(&backend, error, sizeof(error)));
+	assert_string_equal(error, "source and address must both be IPv4, or "
+				   "both IPv6");
 }
 
 static void a_backend_has_at_most_16_rules(void **state)
