@@ -139,7 +139,7 @@ uint64_t io_log_dropped(const struct io *io);
  * Listen.  A TCP address is opened with SO_REUSEPORT, so that each worker has
  * its own; an AF_UNIX path is made with the permission bits mode, and a stale
  * socket of that name is replaced (one that somebody still answers is not:
- * -EADDRINUSE).  Returns 0 and the handle, or -errno.
+ * -EADDRINUSE; nor is a file of another kind: -ENOTSOCK).  Returns 0 and the handle, or -errno.
  */
 int io_listen(struct io *io, const struct sockaddr *addr, unsigned mode,
 	      void *owner, io_handle *listener);

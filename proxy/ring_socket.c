@@ -148,6 +148,14 @@ static bool stale(const struct sockaddr_un *addr)
 	return refused;
 }
 
+/* The name is in use by a file that is no socket. */
+static bool foreign(const struct sockaddr_un *addr)
+{
+	struct stat st;
+
+	return lstat(addr->sun_path, &st) == 0 && !S_ISSOCK(st.st_mode);
+}
+
 /*
  * The mode of the descriptor becomes that of the file, less the umask; the
  * chmod adds what the umask took.  So at no time is more allowed than asked.
@@ -166,6 +174,8 @@ static int listen_unix(const struct sockaddr_un *addr, unsigned mode)
 
 	if (r == 0)
 		r = bind_to(fd, name);
+	if (r == -EADDRINUSE && foreign(addr))
+		r = -ENOTSOCK;
 	if (r == -EADDRINUSE && stale(addr)) {
 		r = unlink(addr->sun_path) == 0 ? 0 : -errno;
 		if (r == 0)
