@@ -215,6 +215,11 @@ static bool join(char buf[COMMAND_MAX], char **words, int count)
 {
 	size_t len = 0;
 
+	/* weir answers no blank line, and we would wait for it. */
+	if (count == 1 && words[0][strspn(words[0], " \t\r")] == '\0') {
+		(void)fprintf(stderr, "weirctl: the command is empty\n");
+		return false;
+	}
 	for (int i = 0; i < count; i++) {
 		bool good = count == 1 ? append(buf, &len, words[i],
 						strlen(words[i]))
