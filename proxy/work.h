@@ -259,8 +259,9 @@ void work_log(struct worker *w, enum log_level level);
 void work_log_begin(struct worker *w, const char *event);
 
 /*
- * Is it this machine that lacks something (descriptors, memory, ports)?  Then
- * it is no backend's fault, and says nothing about its health.
+ * Is it this machine that lacks something (descriptors, memory)?  Then it is
+ * no backend's fault, and says nothing about its health.  So is EADDRNOTAVAIL
+ * as the outcome of a connect: all ports to there are in use.
  */
 bool work_is_shortage(int error);
 

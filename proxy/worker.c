@@ -38,9 +38,8 @@ void work_log(struct worker *w, enum log_level level)
 
 bool work_is_shortage(int error)
 {
-	/* EADDRNOTAVAIL: of a connect, all ports to there are in use. */
 	return error == EMFILE || error == ENFILE || error == ENOBUFS ||
-	       error == ENOMEM || error == EADDRNOTAVAIL;
+	       error == ENOMEM;
 }
 
 /* ---- who has something to send ---- */

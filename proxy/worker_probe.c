@@ -120,12 +120,11 @@ static void step(struct worker *w, struct prober *p,
 }
 
 /* What weir itself lacks is no verdict. */
-static struct probe_event not_connected(int result)
+static struct probe_event not_connected(int error, bool lacking)
 {
 	return (struct probe_event){
-		.kind = work_is_shortage(-result) ? PROBE_IN_CANCEL
-						  : PROBE_IN_FAILED,
-		.error = -result,
+		.kind = lacking ? PROBE_IN_CANCEL : PROBE_IN_FAILED,
+		.error = error,
 	};
 }
 
@@ -163,7 +162,8 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
 			    &p->work, &p->socket);
 	if (result < 0) {
-		const struct probe_event failed = not_connected(result);
+		const struct probe_event failed = not_connected(
+			-result, work_is_shortage(-result));
 
 		probe_step(&p->probe, &failed, w->now_ms, &plan);
 		conclude(w, p);
@@ -216,7 +216,9 @@ void probe_event_in(struct worker *w, struct prober *p,
 		    const struct io_event *ev)
 {
 	const struct probe_event connected = { .kind = PROBE_IN_CONNECTED };
-	const struct probe_event failed = not_connected(ev->result);
+	const struct probe_event failed = not_connected(
+		-ev->result,
+		work_is_shortage(-ev->result) || ev->result == -EADDRNOTAVAIL);
 
 	switch (ev->kind) {
 	case IO_CONNECTED:

@@ -126,10 +126,11 @@ static void change_backend(struct worker *w, struct backend *b,
 		return;
 	}
 	/* Who has a slot reads these without a lock. */
-	if (!same_source(b, to) || !same_rules(b, to))
+	if (!same_source(b, to) || !same_rules(b, to)) {
 		log_backend(w, b->name,
 			    "source or busy_rule differs: del backend, then "
 			    "reload");
+	}
 	backend_set_weight(b, to->weight);
 	backend_set_max_sessions(b, to->max_sessions);
 	backend_set_admin(b, admin_of(to->state), &change);

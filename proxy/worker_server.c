@@ -717,7 +717,7 @@ void server_reset(struct worker *w, struct server *v)
 
 static void connected(struct worker *w, struct server *v, int result)
 {
-	if (work_is_shortage(-result)) {
+	if (work_is_shortage(-result) || result == -EADDRNOTAVAIL) {
 		forsake(w, v, -result);
 		return;
 	}
