@@ -785,7 +785,7 @@ struct io *io_open(const struct io_config *config, char error[IO_ERROR_SIZE])
 /* Cancel all; false when the kernel did not let everything go in time. */
 static bool let_go(struct io *io)
 {
-	struct __kernel_timespec timeout = { .tv_nsec = 10 * NS_PER_MS };
+	struct __kernel_timespec timeout = { .tv_nsec = 10LL * NS_PER_MS };
 
 	for (int i = 0; i < FREE_TRIES && io->in_flight > 0; i++) {
 		struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);

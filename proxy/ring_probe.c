@@ -123,6 +123,21 @@ static void explain_old(const char *what, const char *name,
 	    what, name, system.release);
 }
 
+static void explain_descriptors(const char *what, const char *name,
+				char error[IO_ERROR_SIZE])
+{
+	say(error,
+	    "io_uring (%s): %s: no descriptor left: raise "
+	    "RLIMIT_NOFILE (ulimit -n, LimitNOFILE= in the unit)",
+	    what, name);
+}
+
+static void explain_other(const char *what, const char *name, int number,
+			  char error[IO_ERROR_SIZE])
+{
+	say(error, "io_uring (%s): %s: %s", what, name, strerror(number));
+}
+
 void ring_probe_explain(const struct io *io, const char *what, int result,
 			char error[IO_ERROR_SIZE])
 {
@@ -139,13 +154,9 @@ void ring_probe_explain(const struct io *io, const char *what, int result,
 	else if (result == -EINVAL || result == -ENOSYS)
 		explain_old(what, name, error);
 	else if (result == -EMFILE || result == -ENFILE)
-		say(error,
-		    "io_uring (%s): %s: no descriptor left: raise "
-		    "RLIMIT_NOFILE (ulimit -n, LimitNOFILE= in the unit)",
-		    what, name);
+		explain_descriptors(what, name, error);
 	else
-		say(error, "io_uring (%s): %s: %s", what, name,
-		    strerror(-result));
+		explain_other(what, name, -result, error);
 }
 
 /* --- the trials --- */
@@ -194,10 +205,13 @@ static int receive(struct io *io, int fd, unsigned flags, uint32_t credit)
 static void fill(struct trial *trial)
 {
 	io_uring_buf_ring_init(trial->ring);
-	for (int i = 0; i < TRIAL_ENTRIES; i++)
-		io_uring_buf_ring_add(
-			trial->ring, trial->memory + i * TRIAL_SIZE, TRIAL_SIZE,
-			(uint16_t)i, TRIAL_ENTRIES - 1, i);
+	for (int i = 0; i < TRIAL_ENTRIES; i++) {
+		size_t at = (size_t)i * TRIAL_SIZE;
+
+		io_uring_buf_ring_add(trial->ring, trial->memory + at,
+				      TRIAL_SIZE, (uint16_t)i,
+				      TRIAL_ENTRIES - 1, i);
+	}
 	io_uring_buf_ring_advance(trial->ring, TRIAL_ENTRIES);
 }
 

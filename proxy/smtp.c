@@ -1271,11 +1271,16 @@ static const char *scan_blocks(struct smtp_body *b, const char *p,
 		after_dot = dot >> (BLOCK - 1);
 		bol = m.lf >> (BLOCK - 1);
 	}
-	if (p > from)
-		b->state = after_cr    ? BODY_CR
-			   : after_dot ? BODY_DOT
-			   : bol       ? BODY_BOL
-				       : BODY_TEXT;
+	if (p == from)
+		return p;
+	b->state = BODY_TEXT;
+	if (after_cr) {
+		b->state = BODY_CR;
+	} else if (after_dot) {
+		b->state = BODY_DOT;
+	} else if (bol) {
+		b->state = BODY_BOL;
+	}
 	return p;
 }
 
