@@ -55,9 +55,9 @@ enum {
 	/* After our FIN, for the peer's: RFC 5321, section 3.8 and RFC 1122,
 	 * section 4.2.2.13: closing with data unread would reset. */
 	WORK_LINGER_MS = 2000,
-	/* Before our FIN, for a client to read our last words: the session
-	 * is over and counts no more, so its socket must not stay for long. */
-	WORK_LAST_WORDS_MS = 10000,
+	/* For a client that reads nothing of our last words: the session is
+	 * over and counts no more, so its socket must not stay for long. */
+	WORK_LAST_WORDS_MS = 30000,
 	WORK_LISTENERS_MAX = 128,
 	WORK_QUEUE_ID_MAX = SMTP_QUEUE_ID_MAX,
 	WORK_REPLY_MAX = 160, /* of a reply's text, for the log */

@@ -225,7 +225,6 @@ static void close_client(struct worker *w, struct client *c, bool abort)
 		c->ending = true;
 	} else {
 		c->flushing = true;
-		c->linger_ms = w->now_ms + WORK_LAST_WORDS_MS;
 	}
 }
 
@@ -428,19 +427,24 @@ static void close_if_done(struct worker *w, struct client *c)
 {
 	bool late = w->now_ms >= c->linger_ms;
 
-	if (!c->flushing || c->ending)
+	if (!c->fin_sent || c->ending)
 		return;
-	if (late && !c->fin_sent) {
-		c->ending = true;
-		io_abort(w->io, c->socket);
-		return;
-	}
-	if (!c->fin_sent || (!c->gone_told && !c->eof && !late))
+	if (!c->gone_told && !c->eof && !late)
 		return;
 	if (io_unsent(w->io, c->socket) > 0 && !c->gone_told && !late)
 		return;
 	c->ending = true;
 	io_close(w->io, c->socket);
+}
+
+/* When a client that reads nothing of what is being sent is given up. */
+static int64_t stuck_ms(struct worker *w, const struct client *c)
+{
+	int64_t patience_ms = w->config->timeouts.send_ms;
+
+	if (c->flushing && patience_ms > WORK_LAST_WORDS_MS)
+		patience_ms = WORK_LAST_WORDS_MS;
+	return c->sent_ms + patience_ms;
 }
 
 static void set_timer(struct worker *w, struct client *c)
@@ -450,12 +454,11 @@ static void set_timer(struct worker *w, struct client *c)
 	if (c->ending || c->socket == 0) {
 		at_ms = c->session.deadline_ms;
 	} else {
-		int64_t stuck_ms = c->sent_ms + w->config->timeouts.send_ms;
+		int64_t end_ms = is_sending(w, c) ? stuck_ms(w, c)
+						  : c->linger_ms;
 
-		if (!is_sending(w, c) && c->linger_ms < at_ms)
-			at_ms = c->linger_ms;
-		if (is_sending(w, c) && stuck_ms < at_ms)
-			at_ms = stuck_ms;
+		if (end_ms < at_ms)
+			at_ms = end_ms;
 	}
 	timer_set(&w->wheel, &c->work.timer, at_ms);
 }
@@ -800,7 +803,7 @@ void client_timer(struct worker *w, struct client *c)
 {
 	const struct session_event timeout = { .kind = SESSION_IN_TIMEOUT };
 	bool stuck = c->socket != 0 && !c->ending && is_sending(w, c) &&
-		     w->now_ms >= c->sent_ms + w->config->timeouts.send_ms;
+		     w->now_ms >= stuck_ms(w, c);
 
 	if (stuck) {
 		kill_for(w, c, STATS_CLOSE_CLIENT_STUCK);
