@@ -45,7 +45,7 @@ def connects(port, address="127.0.0.1"):
 
 
 def processes():
-    """(pid, session) of every living process we can see."""
+    """(pid, parent, session) of every living process we can see."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/stat", encoding="latin-1") as file:
@@ -53,20 +53,42 @@ def processes():
         except OSError:
             continue
         if field[0] not in "ZX":
-            yield int(pid), int(field[3])
+            yield int(pid), int(field[1]), int(field[3])
 
 
 def session_members(session):
-    return [pid for pid, sid in processes() if sid == session]
+    """Its processes and their children, who may have left for a session of
+    their own (OpenSMTPD's deliveries do)."""
+    living = list(processes())
+    found = {pid for pid, _, sid in living if sid == session}
+    while True:
+        more = {pid for pid, parent, _ in living if parent in found} - found
+        if not more:
+            return found
+        found |= more
 
 
-def kill_session(session, number=signal.SIGKILL):
-    """Signal every process of a session that one of us started."""
-    for pid in session_members(session):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            pass
+def kill_session(session):
+    """kill -9 to every process of a session that one of us started, at one
+    instant: all are stopped first, so that none sees another one dead (a
+    delivery whose reader has gone takes what it has for the whole)."""
+    stopped, calm = set(), 0
+    while calm < 3:  # a signal takes a moment, and a fork may slip in
+        fresh = session_members(session) - stopped
+        calm = 0 if fresh else calm + 1
+        for pid in fresh:
+            send_signal(pid, signal.SIGSTOP)
+        stopped |= fresh
+        time.sleep(0.01)
+    for pid in stopped:
+        send_signal(pid, signal.SIGKILL)
+
+
+def send_signal(pid, number):
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 class Case(unittest.TestCase):

@@ -93,9 +93,12 @@ def compare(test, sent, acked, stored):
     """
     lost = [i for i in acked if not stored.get(i)]
     twice = [i for i, copies in stored.items() if len(copies) > 1]
+    by_ident = {m.ident: m for m in sent}
     shas = {m.ident: m.sha for m in sent}
-    changed = [i for i, copies in stored.items()
-               if any(s.sha != shas.get(i) for s in copies)]
+    changed = [(i, i in acked, s,
+                len(by_ident[i].body) if i in by_ident else None)
+               for i, copies in stored.items() for s in copies
+               if s.sha != shas.get(i)]
     test.assertEqual(lost, [], "acknowledged and lost")
     test.assertEqual(twice, [], "stored twice")
     test.assertEqual(changed, [], "not as it was sent")

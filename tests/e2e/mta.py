@@ -8,7 +8,6 @@ import glob
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 
 import lib
@@ -79,7 +78,7 @@ class Server:
     def kill(self):
         """As a power failure would: no process of it lives on."""
         def none_left():
-            lib.kill_session(self.child.pid, signal.SIGKILL)
+            lib.kill_session(self.child.pid)
             self.child.poll()
             return not self.members()
         lib.wait_until(none_left, f"{self.name} is dead")
@@ -139,8 +138,19 @@ class Postfix(Server):
         self.launch("/usr/lib/postfix/sbin/master", "-d", "-c", etc)
 
     def queued(self):
-        return sum(len(files) for queue in self.QUEUES for _, _, files in
-                   os.walk(os.path.join(self.dir, "spool", queue)))
+        """A file without x is one that was not yet whole, so not accepted,
+        when Postfix was killed: it lies there for a day and a half."""
+        return sum(self.whole(os.path.join(folder, name))
+                   for queue in self.QUEUES for folder, _, files in
+                   os.walk(os.path.join(self.dir, "spool", queue))
+                   for name in files)
+
+    @staticmethod
+    def whole(path):
+        try:
+            return os.stat(path).st_mode & 0o100 != 0
+        except FileNotFoundError:
+            return False
 
     @property
     def screen_address(self):
