@@ -93,7 +93,7 @@ const struct config_key config_keys[] = {
 	{ WEIR(log_level), .standard = "info", KIND(WORD),
 	  IN(config_weir, log_level), .words = words_level,
 	  .help = "least urgent level that is logged" },
-	{ WEIR(small_buffers), .standard = "1024", KIND(COUNT),
+	{ WEIR(small_buffers), .standard = "4096", KIND(COUNT),
 	  IN(config_weir, small_buffers), .min = POOL_MIN, .max = POOL_MAX,
 	  .help = "buffers for commands and replies, of each worker" },
 	{ WEIR(big_buffers), .standard = "256", KIND(COUNT),

@@ -43,6 +43,8 @@ enum io_pool {
 	IO_SMALL,   /* commands and replies; also what weir itself says */
 	IO_BIG,     /* bodies in bulk */
 	IO_RESERVE, /* probes and operators: no flood of mail can take these */
+	IO_REPLY,   /* backends' replies: read at once, so that clients who
+		       wait for them cannot keep them from coming */
 	IO_POOLS,
 };
 

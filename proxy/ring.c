@@ -35,7 +35,10 @@ enum {
 const struct ring_tuning ring_standard = {
 	.sq_entries = 1024,
 	.cq_entries = 16384,
-	.given_max = { [IO_SMALL] = 1024, [IO_BIG] = 32, [IO_RESERVE] = 16 },
+	.given_max = { [IO_SMALL] = 1024,
+		       [IO_BIG] = 32,
+		       [IO_RESERVE] = 16,
+		       [IO_REPLY] = 256 },
 	.send_max = UINT_MAX,
 	.use_credit = true,
 	.use_bundle = true,

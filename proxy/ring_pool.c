@@ -25,6 +25,7 @@ static const uint32_t sizes[IO_POOLS] = {
 	[IO_SMALL] = IO_SMALL_SIZE,
 	[IO_BIG] = IO_BIG_SIZE,
 	[IO_RESERVE] = IO_SMALL_SIZE,
+	[IO_REPLY] = IO_SMALL_SIZE,
 };
 
 void *ring_map(size_t size)

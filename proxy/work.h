@@ -58,6 +58,8 @@ enum {
 	/* For a client that reads nothing of our last words: the session is
 	 * over and counts no more, so its socket must not stay for long. */
 	WORK_LAST_WORDS_MS = 30000,
+	/* Of the reserve, in eighths, clients leave so much to others. */
+	WORK_RESERVE_KEPT = 3,
 	WORK_LISTENERS_MAX = 128,
 	WORK_QUEUE_ID_MAX = SMTP_QUEUE_ID_MAX,
 	WORK_REPLY_MAX = 160, /* of a reply's text, for the log */

@@ -170,6 +170,20 @@ static void over(struct worker *w, struct client *c)
 	}
 }
 
+/*
+ * Something for the client to read.  When the pool is empty, out of the
+ * reserve: a last word too is better than none, as long as that lasts.
+ */
+static void put(struct worker *w, struct client *c, const char *text,
+		size_t len)
+{
+	if (work_queue_text(w, &c->out, IO_SMALL, text, len))
+		return;
+	if (io_buf_free(w->io, IO_RESERVE) < WORK_RESERVE_KEPT ||
+	    !work_queue_text(w, &c->out, IO_RESERVE, text, len))
+		c->starved = true;
+}
+
 static void say(struct worker *w, struct client *c,
 		const struct session_act *act)
 {
@@ -177,10 +191,8 @@ static void say(struct worker *w, struct client *c,
 
 	if (c->socket == 0 || c->gone_told)
 		return;
-	while (times-- > 0) {
-		if (!work_queue_text(w, &c->out, IO_SMALL, act->text, act->len))
-			c->starved = true;
-	}
+	while (times-- > 0)
+		put(w, c, act->text, act->len);
 }
 
 /* Relay a reply with another code: on each of its lines. */
@@ -194,9 +206,8 @@ static void relay_as(struct worker *w, struct client *c, const char *raw,
 		const char *lf = memchr(raw, '\n', len);
 		size_t n = lf != NULL ? (size_t)(lf - raw) + 1 : len;
 
-		if (!work_queue_text(w, &c->out, IO_SMALL, digits, 3) ||
-		    !work_queue_text(w, &c->out, IO_SMALL, raw + 3, n - 3))
-			c->starved = true;
+		put(w, c, digits, 3);
+		put(w, c, raw + 3, n - 3);
 		raw += n;
 		len -= n;
 	}
@@ -210,8 +221,8 @@ static void relay(struct worker *w, struct client *c, unsigned code,
 		return;
 	if (code != 0)
 		relay_as(w, c, ev->data, ev->len, code);
-	else if (!work_queue_text(w, &c->out, IO_SMALL, ev->data, ev->len))
-		c->starved = true;
+	else
+		put(w, c, ev->data, ev->len);
 }
 
 static void close_client(struct worker *w, struct client *c, bool abort)
@@ -408,6 +419,10 @@ static void arm(struct worker *w, struct client *c)
 	if (c->receiving || c->eof || c->gone_told || c->ending ||
 	    c->socket == 0 || c->in.octets >= WORK_COMMAND_CREDIT ||
 	    !has_room(w, c))
+		return;
+	/* Who waits for a backend holds what it has said already, and that is
+	 * enough: the rest waits in the kernel. */
+	if (c->in.first != NULL && !session_wants(s))
 		return;
 	c->receiving = true;
 	if (bulk && s->message.octets >= WORK_BULK)

@@ -103,7 +103,7 @@ static void arm(struct worker *w, struct server *v)
 	if (v->receiving || v->ending)
 		return;
 	v->receiving = true;
-	io_recv(w->io, v->socket, IO_SMALL, WORK_COMMAND_CREDIT);
+	io_recv(w->io, v->socket, IO_REPLY, WORK_COMMAND_CREDIT);
 }
 
 void server_speak_up(struct worker *w, struct server *v)

@@ -20,6 +20,7 @@ static const uint32_t buffer_size[IO_POOLS] = {
 	[IO_SMALL] = IO_SMALL_SIZE,
 	[IO_BIG] = IO_BIG_SIZE,
 	[IO_RESERVE] = IO_SMALL_SIZE,
+	[IO_REPLY] = IO_SMALL_SIZE,
 };
 
 /* In the simulation, a logger is a place to keep lines. */

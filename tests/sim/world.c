@@ -93,7 +93,7 @@ static bool make_workers(struct world *w, unsigned workers)
 				       w->weir.servers_max + 2 * OPERATORS +
 				       w->config->backend_count,
 			.buffers = { w->config->weir.small_buffers,
-				     w->config->weir.big_buffers, 32 },
+				     w->config->weir.big_buffers, 32, 32 },
 			.worker = i,
 			.logger = w->logger,
 		};

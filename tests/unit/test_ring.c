@@ -41,7 +41,7 @@ struct way {
 
 #define ALL_GIVEN                                                              \
 	{                                                                      \
-		1024, 32, 16                                                   \
+		1024, 32, 16, 256                                              \
 	}
 
 /* clang-format off */
@@ -57,11 +57,11 @@ static const struct way ways[] = {
 	{ "queues that are always full",
 	  { 4, 16, ALL_GIVEN, UINT_MAX, true, true, true } },
 	{ "hardly a buffer with the kernel",
-	  { 64, 256, { 2, 2, 2 }, UINT_MAX, true, true, true } },
+	  { 64, 256, { 2, 2, 2, 2 }, UINT_MAX, true, true, true } },
 	{ "sends cut short",
 	  { 64, 256, ALL_GIVEN, 1000, true, true, true } },
 	{ "all of it at once",
-	  { 4, 16, { 1, 1, 1 }, 777, false, false, false } },
+	  { 4, 16, { 1, 1, 1, 1 }, 777, false, false, false } },
 };
 /* clang-format on */
 
@@ -75,7 +75,7 @@ enum {
 
 static const struct io_config standard_config = {
 	.sockets_max = SOCKETS,
-	.buffers = { 2048, BUFFERS, 16 },
+	.buffers = { 2048, BUFFERS, 16, 2048 },
 };
 
 static struct io *open_io(const struct way *way, const struct io_config *config)
@@ -814,7 +814,7 @@ static void receives_outlive_an_empty_pool(void **state)
 	enum { COUNT = 40 };
 	const struct io_config config = {
 		.sockets_max = SOCKETS,
-		.buffers = { 16, 16, 16 },
+		.buffers = { 16, 16, 16, 16 },
 	};
 
 	(void)state;
@@ -879,7 +879,7 @@ static void a_starved_receive_can_be_given_up(void **state)
 {
 	const struct io_config config = {
 		.sockets_max = SOCKETS,
-		.buffers = { 16, 16, 16 },
+		.buffers = { 16, 16, 16, 16 },
 	};
 
 	(void)state;
@@ -1011,7 +1011,7 @@ static void one_socket_too_many_is_closed_and_told(void **state)
 {
 	const struct io_config config = {
 		.sockets_max = 3,
-		.buffers = { 16, 16, 16 },
+		.buffers = { 16, 16, 16, 16 },
 	};
 
 	(void)state;

@@ -59,7 +59,7 @@ static void echo_open(struct echo *e, uint64_t seed,
 	e->logger = sim_logger_new(e->sim, NULL, NULL);
 	struct io_config config = {
 		.sockets_max = 16,
-		.buffers = { 16, 16, 16 },
+		.buffers = { 16, 16, 16, 16 },
 		.logger = e->logger,
 	};
 	e->io = io_open(&config, error);
