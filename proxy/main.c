@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <grp.h>
+#include <netinet/in.h>
 #include <pthread.h>
 #include <pwd.h>
 #include <sched.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -30,6 +32,8 @@
 enum {
 	FDS_RESERVED = 64, /* log, rings, event fds, control socket */
 	SEEN_WAIT_NS = 10000000,
+	PORT_WAIT_NS = 100000000,
+	PORT_TRIES = 20,
 };
 
 enum thread_state { STARTING, READY, FAILED, RUNNING, ENDED, LEAVING };
@@ -469,6 +473,63 @@ static void unmake(struct weir *weir, struct config **config)
 	config_free(config);
 }
 
+/*
+ * Is somebody else there?  With SO_REUSEPORT, which workers need, the kernel
+ * would let a second weir take half of the connections without a word.  The
+ * ring of one that was killed may hold its sockets for a moment.
+ */
+static int try_port(const struct config_address *address)
+{
+	const struct timespec moment = { .tv_nsec = PORT_WAIT_NS };
+	struct sockaddr_storage sa;
+	socklen_t len = (socklen_t)cidr_addr_to_sockaddr(&address->addr,
+							 address->port, &sa);
+	const int on = 1;
+	int error = EADDRINUSE;
+
+	for (int i = 0; i < PORT_TRIES && error == EADDRINUSE; i++) {
+		int fd = socket(sa.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+		if (fd < 0)
+			return errno;
+		if (i > 0)
+			(void)nanosleep(&moment, NULL);
+		error = 0;
+		if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)) !=
+			    0 ||
+		    (sa.ss_family == AF_INET6 &&
+		     setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on,
+				sizeof(on)) != 0) ||
+		    bind(fd, (const struct sockaddr *)&sa, len) != 0)
+			error = errno;
+		(void)close(fd);
+	}
+	return error;
+}
+
+static bool check_ports(const struct config *config)
+{
+	char text[BACKEND_ADDRESS_MAX];
+
+	for (unsigned i = 0; i < config->listener_count; i++) {
+		const struct config_listener *l = &config->listeners[i];
+
+		for (unsigned k = 0; k < l->listen_count; k++) {
+			/* All else is told by who will listen there. */
+			if (try_port(&l->listen[k]) != EADDRINUSE)
+				continue;
+			weir_address_text(&l->listen[k], text, sizeof(text));
+			(void)fprintf(stderr,
+				      "weir: [listener %s] cannot listen on "
+				      "%s: another program listens there; see "
+				      "ss -ltnp\n",
+				      l->name, text);
+			return false;
+		}
+	}
+	return true;
+}
+
 /* ---- signals ---- */
 
 static void serve(struct weir *weir, struct config **in_force,
@@ -520,7 +581,7 @@ static int run_all(struct weir *weir, struct config **in_force,
 	const struct config *config = *in_force;
 	sigset_t signals;
 	unsigned started = 0;
-	bool good = true;
+	bool good = check_ports(config);
 
 	block_signals(&signals);
 	main_thread = pthread_self();
@@ -533,7 +594,8 @@ static int run_all(struct weir *weir, struct config **in_force,
 			.sockets_max = fds,
 			.buffers = { [IO_SMALL] = config->weir.small_buffers,
 				     [IO_BIG] = config->weir.big_buffers,
-				     [IO_RESERVE] = 256 },
+				     [IO_RESERVE] = 256,
+				     [IO_REPLY] = 512 },
 			.worker = started,
 			.logger = logger,
 		};
