@@ -22,6 +22,7 @@ import unittest
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import weir  # noqa: E402
 import world  # noqa: E402
 
 
@@ -103,6 +104,10 @@ def main():
     if args.list:
         print("\n".join(test.id() for test in find(args.k)))
         return 0
+    for name in ("weir", "weirctl"):
+        if not os.access(weir.program(name), os.X_OK):
+            print(f"{weir.program(name)}: not there; run make first")
+            return 1
     if os.geteuid() == 0 and not world.PRIVATE:
         return world.enter()
     if world.PRIVATE:
