@@ -197,8 +197,10 @@ struct worker {
 
 	struct work_listener listeners[WORK_LISTENERS_MAX];
 	unsigned listener_count;
-	int64_t unlisten_ms; /* draining: when to close them; 0: not yet */
-	int64_t drain_by_ms; /* when the drain is over at the latest */
+	unsigned listeners_open; /* not yet IO_CLOSED */
+	bool unlistened;         /* all were told to close */
+	int64_t unlisten_ms;     /* draining: when to close them; 0: not yet */
+	int64_t drain_by_ms;     /* when the drain is over at the latest */
 	bool draining, stressed, cut;
 
 	bool leaving[FARM_BACKENDS_MAX]; /* removed once it is idle */
@@ -214,6 +216,7 @@ struct worker {
 
 	struct work control; /* worker 0: the control socket */
 	io_handle control_socket;
+	bool control_open; /* not yet IO_CLOSED */
 	struct operator* operators;
 	unsigned operator_count;
 

@@ -155,6 +155,7 @@ static bool listen_on(struct worker *w, unsigned at,
 		return false;
 	}
 	w->listener_count++;
+	w->listeners_open++;
 	return true;
 }
 
@@ -277,6 +278,8 @@ static void dispatch(struct worker *w, const struct io_event *ev)
 	case WORK_LISTENER:
 		if (ev->kind == IO_ACCEPTED)
 			client_accepted(w, (struct work_listener *)work, ev);
+		else if (ev->kind == IO_CLOSED)
+			w->listeners_open--;
 		return;
 	case WORK_CLIENT:
 		client_event(w, (struct client *)work, ev);
@@ -290,6 +293,8 @@ static void dispatch(struct worker *w, const struct io_event *ev)
 	case WORK_CONTROL:
 		if (ev->kind == IO_ACCEPTED)
 			control_accepted(w, ev);
+		else if (ev->kind == IO_CLOSED)
+			w->control_open = false;
 		return;
 	case WORK_OPERATOR:
 		control_event(w, (struct operator*)work, ev);
@@ -390,9 +395,11 @@ static void look_around(struct worker *w)
 
 static void close_listeners(struct worker *w)
 {
+	/* They count until the kernel has let them go: whoever ends before
+	 * leaves them listening, with nobody to answer. */
 	for (unsigned i = 0; i < w->listener_count; i++)
 		io_close(w->io, w->listeners[i].socket);
-	w->listener_count = 0;
+	w->unlistened = true;
 }
 
 static void begin_drain(struct worker *w)
@@ -430,19 +437,19 @@ static bool drain(struct worker *w)
 	if (!w->draining)
 		return true;
 	end_servers(w);
-	if (w->listener_count > 0 && (stopping || w->now_ms >= w->unlisten_ms))
+	if (!w->unlistened && (stopping || w->now_ms >= w->unlisten_ms))
 		close_listeners(w);
 	if (!w->cut && (stopping || w->now_ms >= w->drain_by_ms)) {
 		w->cut = true;
 		each_client(w, client_kill);
 	}
-	if (w->listener_count > 0 || w->client_count > 0 ||
+	if (!w->unlistened || w->listeners_open > 0 || w->client_count > 0 ||
 	    w->server_count > 0 || w->probing > 0)
 		return true;
 	/* To the last moment an operator may look on. */
 	if (w->index == 0)
 		control_close(w);
-	return w->operator_count > 0;
+	return w->operator_count > 0 || w->control_open;
 }
 
 static int64_t next_deadline(const struct worker *w)
@@ -460,7 +467,7 @@ static int64_t next_deadline(const struct worker *w)
 		if (due_ms < at_ms)
 			at_ms = due_ms;
 	}
-	if (w->draining && w->listener_count > 0 && w->unlisten_ms < at_ms)
+	if (w->draining && !w->unlistened && w->unlisten_ms < at_ms)
 		at_ms = w->unlisten_ms;
 	if (w->draining && !w->cut && w->drain_by_ms < at_ms)
 		at_ms = w->drain_by_ms;

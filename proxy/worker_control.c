@@ -67,9 +67,13 @@ int control_open(struct worker *w)
 	if (!make_operators(w))
 		return -ENOMEM;
 	memcpy(sa.sun_path, path, len);
-	return io_listen(w->io, (const struct sockaddr *)&sa,
-			 w->config->weir.control_mode, &w->control,
-			 &w->control_socket);
+
+	int result = io_listen(w->io, (const struct sockaddr *)&sa,
+			       w->config->weir.control_mode, &w->control,
+			       &w->control_socket);
+
+	w->control_open = result == 0;
+	return result;
 }
 
 static void leave(struct worker *w, struct operator* o)
