@@ -1763,6 +1763,16 @@ static void go_to(const struct talk *place)
 	w->acts_len = 0;
 }
 
+/* Write CROWD_LINE octets, without a NUL. */
+static void put_rcpt(char *at, unsigned i, const char *end)
+{
+	char line[40];
+
+	(void)snprintf(line, sizeof(line), "RCPT TO:<%03u@d>%s", i, end);
+	assert_int_equal(strlen(line), CROWD_LINE);
+	memcpy(at, line, CROWD_LINE);
+}
+
 static void a_long_envelope_is_sent_ahead_as_far_as_there_is_room(void **state)
 {
 	static char text[17 + CROWD * CROWD_LINE + 6 + 1];
@@ -1773,12 +1783,10 @@ static void a_long_envelope_is_sent_ahead_as_far_as_there_is_room(void **state)
 	(void)state;
 	(void)snprintf(text, sizeof(text), "MAIL FROM:<a@b>\r\n");
 	for (unsigned i = 0; i < CROWD; i++) {
-		(void)snprintf(text + len, sizeof(text) - len,
-			       "RCPT TO:<%03u@d>\r\n", i);
+		put_rcpt(text + len, i, "\r\n");
 		len += CROWD_LINE;
 		if (i < UPSTREAM_PIPELINE_MAX - 1) {
-			(void)snprintf(want + want_len, sizeof(want) - want_len,
-				       "RCPT TO:<%03u@d>; ", i);
+			put_rcpt(want + want_len, i, "; ");
 			want_len += CROWD_LINE;
 		}
 	}
