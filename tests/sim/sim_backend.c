@@ -587,6 +587,10 @@ static void body_deed(struct conn *c)
 {
 	if (!deed_is_due(c, SIM_STAGE_BODY))
 		return;
+	/* A 2xx in mid-chunk is taken for the reply to the chunk. */
+	if (c->deed.kind == SIM_DEED_SAY && c->deed.text[0] < '4')
+		lie(c);
+
 	struct saying *s = do_deed(c, "", 0);
 	if (c->deed.kind != SIM_DEED_SAY || s == NULL)
 		return;
