@@ -100,6 +100,9 @@ def main():
     ap.add_argument("--list", action="store_true", help="print the names")
     ap.add_argument("--keep", action="store_true",
                     help="keep the files of the run (not as root)")
+    ap.add_argument("--again", action="store_true",
+                    help="run what failed once more: on a crowded machine "
+                    "a real server may be later than any patience")
     args = ap.parse_args()
     if args.list:
         print("\n".join(test.id() for test in find(args.k)))
@@ -114,13 +117,20 @@ def main():
         world.furnish()
     result = Lines()
     unittest.TestSuite(find(args.k)).run(result)
+    passed, bad = result.passed, result.failures + result.errors
+    if args.again and bad:
+        names = {getattr(test, "test_case", test).id() for test, _ in bad}
+        print(f"again, by themselves: {', '.join(sorted(names))}")
+        second = Lines()
+        unittest.TestSuite(test for test in find([])
+                           if test.id() in names).run(second)
+        passed, bad = passed + second.passed, second.failures + second.errors
     if not world.PRIVATE and not args.keep and world.WORK:
         shutil.rmtree(world.WORK, ignore_errors=True)
-    bad = len(result.failures) + len(result.errors)
     if result.skipped:
         print(f"{len(result.skipped)} skipped")
-    print(f"{result.passed} passed, {bad} failed")
-    return 1 if bad or not result.passed else 0
+    print(f"{passed} passed, {len(bad)} failed")
+    return 1 if bad or not passed else 0
 
 
 if __name__ == "__main__":
