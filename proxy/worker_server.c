@@ -46,8 +46,9 @@ static struct server *server_new(struct worker *w)
 
 static void unlinger(struct server *v)
 {
-	if (!v->lingering)
+	if (v->next == NULL || v->prev == NULL)
 		return;
+	assert(v->lingering);
 	v->lingering = false;
 	v->until_ms = INT64_MAX;
 	v->prev->next = v->next;
