@@ -183,7 +183,6 @@ struct session {
 	bool chunk_failed; /* a BDAT was refused: the rest fails */
 	bool premature;    /* octets came behind DATA, before its reply */
 	bool early;        /* an early talker that is let be */
-	bool farewell;     /* QUIT was said */
 	bool client_gone;
 	bool eof;               /* the client has ended its side */
 	bool resting;           /* tarpit: reads nothing until deadline_ms */

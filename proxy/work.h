@@ -108,7 +108,7 @@ struct client {
 	uint16_t port;
 	uint64_t id;
 	uint64_t octets_in, octets_out;
-	uint64_t recipients, failovers;
+	uint64_t recipients;
 	uint64_t source; /* hash of its /32 or /64, for balancer votes */
 	struct balancer_need need;
 	bool blamed_set; /* blamed: what the last backend tried was noted for */
@@ -135,7 +135,6 @@ struct server {
 	bool served;         /* a message has gone over it */
 	bool lingering;      /* kept for its client's next message */
 	bool ending;         /* io_close() or io_abort() was called */
-	bool noted;          /* accepted: counted */
 	struct client *heir; /* waits for its slot */
 	int64_t until_ms;    /* lingering: until then */
 	int64_t sent_ms;     /* last progress of sending */

@@ -37,7 +37,7 @@ static struct server *server_new(struct worker *w)
 	v->next = v->prev = NULL;
 	v->in = v->out = (struct work_queue){ 0 };
 	v->receiving = v->served = v->lingering = false;
-	v->ending = v->noted = false;
+	v->ending = false;
 	v->heir = NULL;
 	v->until_ms = INT64_MAX;
 	v->sent_ms = w->now_ms;
@@ -378,7 +378,6 @@ static void ready(struct worker *w, struct server *v)
 		.pipelining = (v->upstream.ehlo.ext & SMTP_EXT_PIPELINING) != 0,
 	};
 
-	v->noted = true;
 	note_ok(w, v, BUSY_STAGE_GREET);
 	set_timer(w, v);
 	if (v->client != NULL)
