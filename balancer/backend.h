@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "balancer/busy.h"
+#include "balancer/limit.h"
 #include "health/health.h"
 #include "health/probe.h"
 
@@ -214,6 +215,15 @@ struct backend_view {
 /* Before and after all else; the policy is copied. */
 void farm_init(struct farm *farm, const struct health_policy *policy);
 void farm_fini(struct farm *farm);
+
+/*
+ * How limits are learned; at any time.  observe: busy replies are classified,
+ * counted and learned from, and nothing is done about them: max_sessions alone
+ * is the limit, and no backend is held off.  Without this call: the defaults
+ * of weir.ini(5).
+ */
+void farm_set_limits(struct farm *farm, const struct limit_policy *policy,
+		     bool observe);
 
 /*
  * Add a backend; state UNKNOWN, first probe due at once.  On FARM_OK *index

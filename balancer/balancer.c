@@ -848,7 +848,7 @@ static bool is_moot(const struct balancer_outcome *o)
 	return o->class == BUSY_SESSION;
 }
 
-void balancer_note(struct farm *farm, const struct balancer_slot *slot,
+void balancer_note(struct farm *farm, struct balancer_slot *slot,
 		   const struct balancer_outcome *outcome, int64_t now_ms,
 		   uint64_t random, struct backend_change *change)
 {

@@ -26,6 +26,10 @@
  *
  *	(inflight + 1) / (weight * limit) * (1 + 50 * error)
  *
+ * limit being what was learned of the backend (limit.h).  When no backend has
+ * an ordinary slot free, one that may be probed takes a session above its
+ * limit: that is how limits grow, unseen by clients.
+ *
  * error is the moving average of failed outcomes.  A backend that fails fast
  * looks idle; without the penalty it would draw all the load.
  */
@@ -39,7 +43,9 @@ enum {
 /* A slot in use: the session keeps it from reserve to release. */
 struct balancer_slot {
 	uint16_t index;
-	bool trial; /* the one session of a HALF_OPEN backend */
+	bool trial;    /* the one session of a HALF_OPEN backend */
+	uint8_t phase; /* enum limit_phase: balancer_note() moves it */
+	bool kept;     /* idle: see balancer_keep() */
 	uint32_t generation;
 	uint32_t epoch;
 };
@@ -90,11 +96,12 @@ struct balancer_outcome {
 	enum busy_class class
 		; /* of the reply; without one, what silence means */
 	enum busy_stage stage;
-	bool strong;     /* X.3.1, or out of resources by rule R6: one is
+	bool strong;      /* X.3.1, or out of resources by rule R6: one is
 			    enough (not if the client declared a SIZE above
 			    a quarter of the backend's).
 			    A silent greeting is so without being told */
-	uint64_t source; /* a hash of the client's /32 or /64 */
+	uint64_t source;  /* a hash of the client's /32 or /64 */
+	int64_t greet_ms; /* GREET and OK: from the connect's begin to 220 */
 };
 
 /*
@@ -114,6 +121,37 @@ enum balancer_verdict balancer_reserve(struct farm *farm,
 void balancer_release(struct farm *farm, const struct balancer_slot *slot);
 
 /*
+ * How long to wait for this backend's greeting before the attempt is given up
+ * as refused (note it as SILENT); at most most_ms.
+ */
+int64_t balancer_patience_ms(struct farm *farm,
+			     const struct balancer_slot *slot, int64_t most_ms);
+
+/*
+ * While there is no slot to be had: when the passing of time alone may change
+ * that (a probe above a limit is due, a hold-off ends); INT64_MAX: never.
+ */
+int64_t balancer_retry_ms(struct farm *farm, int64_t now_ms);
+
+/*
+ * Kept connections: a slot whose session is over and whose connection stays
+ * open for the next one.  keep: true, and it counts as idle; false: so much of
+ * its backend's slots (percent) is idle already, or it may take no session.
+ * resume: it serves again.  Releasing a kept slot ends its being kept.
+ */
+bool balancer_keep(struct farm *farm, struct balancer_slot *slot,
+		   uint32_t percent);
+void balancer_resume(struct farm *farm, struct balancer_slot *slot);
+
+/*
+ * May this slot's backend take such a session on a connection that stands
+ * (LIVE, ready, healthy, offering what is needed, not tried)?  Then its
+ * score, the least being the best; else UINT64_MAX.
+ */
+uint64_t balancer_score(struct farm *farm, const struct balancer_slot *slot,
+			const struct balancer_need *need, int64_t now_ms);
+
+/*
  * Tell what came of it: each final reply of the backend, the greeting and
  * EHLO included, and the end of a connection that was not asked for.  Does
  * for health what the class of the reply asks for:
@@ -131,7 +169,7 @@ void balancer_release(struct farm *farm, const struct balancer_slot *slot);
  * Sessions that were reserved before the last ejection or fall change no state:
  * only counters and the average.  *change (never NULL) says what changed.
  */
-void balancer_note(struct farm *farm, const struct balancer_slot *slot,
+void balancer_note(struct farm *farm, struct balancer_slot *slot,
 		   const struct balancer_outcome *outcome, int64_t now_ms,
 		   uint64_t random, struct backend_change *change);
 

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "balancer/busy.h"
+#include "balancer/limit.h"
 #include "proxy/admission.h"
 #include "proxy/cidr.h"
 #include "proxy/logger.h"
@@ -78,12 +79,19 @@ struct config_weir {
 	uint32_t log_level;     /* syslog's, 0..7: this and lower are logged */
 	uint32_t small_buffers; /* of each worker */
 	uint32_t big_buffers;   /* of each worker */
+	uint64_t body_memory;   /* octets, of all workers: bodies held */
 };
 
 enum config_early_talkers {
 	CONFIG_EARLY_REJECT,
 	CONFIG_EARLY_LOG,
 	CONFIG_EARLY_OFF,
+};
+
+/* How long a message's session holds a backend's slot. */
+enum config_slot {
+	CONFIG_SLOT_TRANSACTION, /* from MAIL to the final reply */
+	CONFIG_SLOT_BODY,        /* not while a slow body comes */
 };
 
 struct config_listener {
@@ -94,6 +102,9 @@ struct config_listener {
 	int64_t greeting_delay_ms;
 	enum config_early_talkers early_talkers;
 	uint64_t size; /* octets of a message; 0: the smallest of backends' */
+	enum config_slot slot;
+	uint64_t body_buffer; /* octets of one body that are held */
+	int64_t body_wait_ms; /* for the whole body, before the slot goes */
 };
 
 struct config_admission {
@@ -131,6 +142,23 @@ struct config_farm {
 	int64_t budget_ms; /* for all of them together */
 	int64_t linger_ms; /* 0: closed at once */
 	int64_t unavailable_after_ms;
+	bool observe;            /* busy replies are counted, not acted on */
+	uint32_t start_sessions; /* the limit of `auto`, at the start */
+	int64_t retry_max_ms;    /* between sessions above the limit */
+	uint32_t reuse_max;      /* messages over one connection */
+	int64_t reuse_idle_ms;
+	uint32_t reuse_percent; /* of the slots that may be idle */
+};
+
+/* [room]: who waits for a slot. */
+struct config_room {
+	uint32_t size; /* 0: nobody waits */
+	uint32_t per_source;
+	int64_t wait_ms;
+	uint32_t reserve_percent;
+	uint32_t high_percent;
+	uint32_t low_percent;
+	int64_t saturated_after_ms;
 };
 
 struct config_health {
@@ -149,6 +177,12 @@ struct config_health {
 	int64_t busy_hold_ms;
 };
 
+/* How a backend is told who the client is. */
+enum config_identity {
+	CONFIG_IDENTITY_NONE,
+	CONFIG_IDENTITY_HEADER, /* one Received: field, see trace.h */
+};
+
 enum config_backend_state {
 	CONFIG_BACKEND_READY,
 	CONFIG_BACKEND_DRAIN,
@@ -158,8 +192,10 @@ enum config_backend_state {
 struct config_backend {
 	char name[CONFIG_NAME_MAX];
 	struct config_address address; /* port 0: not yet set */
-	uint32_t max_sessions;
-	uint32_t weight; /* 1..1000 */
+	uint32_t max_sessions;         /* LIMIT_MAX: auto, none */
+	uint32_t weight;               /* 1..1000 */
+	enum config_identity identity;
+	bool reuse; /* connections are kept for other clients' messages */
 	bool source_set;
 	struct cidr_addr source; /* to connect from, if source_set */
 	enum config_backend_state state;
@@ -174,6 +210,7 @@ struct config {
 	struct config_admission admission;
 	struct config_timeouts timeouts;
 	struct config_farm farm;
+	struct config_room room;
 	struct config_health health;
 	struct config_backend backends[CONFIG_BACKENDS_MAX];
 	unsigned backend_count; /* 1 or more */

@@ -11,8 +11,8 @@ static const char *const state_names[] = {
 	[SESSION_GREETING] = "greeting", [SESSION_COMMAND] = "command",
 	[SESSION_BINDING] = "binding",   [SESSION_MAIL] = "mail",
 	[SESSION_DATA] = "data",         [SESSION_BODY] = "body",
-	[SESSION_CHUNK] = "chunk",       [SESSION_FINAL] = "final",
-	[SESSION_CLOSED] = "closed",
+	[SESSION_CHUNK] = "chunk",       [SESSION_HANDOVER] = "handover",
+	[SESSION_FINAL] = "final",       [SESSION_CLOSED] = "closed",
 };
 static_assert(sizeof(state_names) / sizeof(state_names[0]) == SESSION_STATES,
 	      "a name for every state");
@@ -150,6 +150,7 @@ static enum busy_stage stage_of(enum session_state state)
 		return BUSY_STAGE_DATA;
 	case SESSION_BODY:
 	case SESSION_CHUNK:
+	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 		return BUSY_STAGE_EOD;
 	case SESSION_GREETING:
@@ -511,6 +512,7 @@ static void octets(struct session *s, const struct session_env *env,
 		look_ahead(s, env, ev, plan);
 		return;
 	case SESSION_BINDING:
+	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 	case SESSION_STATES:
 		return;
@@ -533,6 +535,7 @@ bool session_wants(const struct session *s)
 	case SESSION_CLOSED:
 		return true;
 	case SESSION_BINDING:
+	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 	case SESSION_STATES:
 		break;
@@ -546,6 +549,7 @@ static void client_ended(struct session *s, const struct session_env *env,
 			 struct session_plan *plan, enum stats_close reason)
 {
 	switch (s->state) {
+	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 		/* It is the backend's now: its answer is worth knowing, and
 		 * whoever has only half closed still reads it. */
@@ -626,6 +630,7 @@ static void timed_out(struct session *s, const struct session_env *env,
 		return;
 	case SESSION_MAIL:
 	case SESSION_DATA:
+	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 	case SESSION_CLOSED:
 	case SESSION_STATES:

@@ -55,6 +55,7 @@ enum session_state {
 	SESSION_DATA,     /* DATA was sent: 354 or a refusal comes next */
 	SESSION_BODY,     /* after 354 */
 	SESSION_CHUNK,    /* the octets of a BDAT */
+	SESSION_HANDOVER, /* slot = body: a backend gets what is held */
 	SESSION_FINAL,    /* the end of data was sent */
 	SESSION_CLOSED,
 	SESSION_STATES,
@@ -91,6 +92,9 @@ struct session_event {
 	bool reused;             /* BOUND: the connection has served before */
 	bool pipelining;         /* BOUND */
 	bool more;               /* UNBOUND: another backend may be tried */
+	unsigned trace_len;      /* BOUND: octets of the trace field that the
+				    backend wants; 0: none */
+	size_t room;             /* OCTETS: that HOLD could take now */
 	const char *data;        /* OCTETS; REFUSED: the reply, CRLF included;
 			     REPLY, EARLY: the raw reply */
 	size_t len;
@@ -108,7 +112,20 @@ enum session_do {
 	SESSION_DO_KEEP,    /* the transaction is over, the backend clean */
 	SESSION_DO_QUIT,    /* part from the backend in good order */
 	SESSION_DO_RESET,   /* part from it so that it stores nothing */
-	SESSION_DO_LOG,     /* the transaction is over: log it */
+	SESSION_DO_HOLD,    /* keep the first .len octets of the event's data
+			       in memory: they are of a body */
+	SESSION_DO_MARK,    /* the oldest RCPT that was sent with .hold and is
+			       not marked yet: .good says if the client read
+			       2xx for it */
+	SESSION_DO_PARK,    /* give the slot back; nothing is in the backend's
+			       hands but an envelope */
+	SESSION_DO_REPLAY,  /* say to the backend: MAIL, each RCPT that is
+			       marked good, DATA; each reply will come */
+	SESSION_DO_TRACE,   /* send the trace field: the body begins behind */
+	SESSION_DO_SEND,    /* send all that is held of the body; .stage as
+			       for BODY.  More of it may follow by BODY */
+	SESSION_DO_LOG,     /* the transaction is over: log it; what was held
+			       of it is dropped */
 	SESSION_DO_CLOSE,   /* close when all is sent; .reason */
 	SESSION_DO_ABORT,   /* close at once; .reason */
 };
@@ -119,6 +136,8 @@ struct session_act {
 	enum stats_close reason;
 	unsigned code;
 	unsigned times;   /* SAY: so often; 0 is once */
+	bool hold;        /* COMMAND: keep it in memory too, see MARK */
+	bool good;        /* MARK */
 	const char *text; /* static, or in the session, event or plan */
 	size_t len;
 };
@@ -141,6 +160,7 @@ struct session_env {
 	int64_t now_ms;
 	bool stressed;
 	bool draining;
+	bool crowded; /* sessions wait for a slot */
 };
 
 /* One message's way, for its log line. */

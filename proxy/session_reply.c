@@ -217,6 +217,7 @@ static void lose(struct session *s, const struct session_env *env,
 		session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
 		break_transaction(s, BUSY_STAGE_EOD, class, 451);
 		return;
+	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 		lose_final(s, env, class, plan);
 		return;
@@ -494,6 +495,7 @@ static bool is_in_step(const struct session *s, const struct session_event *ev)
 	case SESSION_DATA:
 		to_last = BUSY_STAGE_DATA;
 		break;
+	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 		to_last = BUSY_STAGE_EOD;
 		break;

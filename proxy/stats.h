@@ -35,6 +35,16 @@
 	COUNTER(rate_limited, replies, "450 for message or recipient rates")   \
 	COUNTER(unavailable, replies, "451 since no backend had room")         \
 	COUNTER(failovers, attempts, "backends replaced unseen by the client") \
+	COUNTER(waited, sessions, "MAIL that waited for a slot")               \
+	COUNTER(saturated, connections,                                        \
+		"refused at the greeting: too many wait for a slot")           \
+	COUNTER(reused, transactions, "served by a kept backend connection")   \
+	COUNTER(parked, messages, "slot given back while the body came")       \
+	COUNTER(replayed, messages, "given to a backend a second time, whole") \
+	COUNTER(spilled, messages,                                             \
+		"body too large to be held: streamed in a slot")               \
+	COUNTER(final_retries, messages,                                       \
+		"busy at the end of data, and tried on another backend")       \
 	COUNTER(tarpitted, replies,                                            \
 		"error replies that were followed by rest")                    \
 	COUNTER(octets_in, octets, "received from clients")                    \
@@ -99,6 +109,7 @@ static inline void stats_add(_Atomic uint64_t *counter, uint64_t n)
 	CLOSE(SOURCE_LIMIT, source_limit, "refused: limits of this source")    \
 	CLOSE(FULL, full, "refused: weir is full")                             \
 	CLOSE(UNAVAILABLE, unavailable, "refused: no backend for some time")   \
+	CLOSE(SATURATED, saturated, "refused: too many wait for a slot")       \
 	CLOSE(BACKEND_421, backend_421, "the backend's own 421 was relayed")   \
 	CLOSE(DRAIN, drain, "weir is shutting down")                           \
 	CLOSE(KILLED, killed,                                                  \

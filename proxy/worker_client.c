@@ -300,6 +300,14 @@ static bool perform(struct worker *w, struct client *c,
 			if (c->server != NULL)
 				server_reset(w, c->server);
 			break;
+		case SESSION_DO_HOLD:
+		case SESSION_DO_MARK:
+		case SESSION_DO_PARK:
+		case SESSION_DO_REPLAY:
+		case SESSION_DO_TRACE:
+		case SESSION_DO_SEND:
+			assert(false && "not yet");
+			break;
 		case SESSION_DO_LOG:
 			log_message(w, c);
 			break;

@@ -1,0 +1,157 @@
+#ifndef BALANCER_LIMIT_H
+#define BALANCER_LIMIT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/*
+ * How many sessions a backend takes from us: learned from what it accepts and
+ * refuses.
+ *
+ * A refusal is an exact measurement.  When a backend refuses one session
+ * more, the sessions that it has greeted and that are not yet closed (n) are
+ * our share of it at that moment.  So the limit goes to n, not to a fraction
+ * of itself, and any number of refusals at once say the same.  It grows only
+ * when more than it allows were accepted, one careful probe at a time: a
+ * session above the limit, sent when no backend has an ordinary slot free.
+ *
+ * Pure: no I/O, no clock, no allocation, no lock.  One owner: the backend it
+ * is embedded in, behind that backend's mutex.  now_ms is monotonic and never
+ * negative; random is 64 fresh random bits.
+ */
+
+/* What each session that was dispatched is to the limit; the caller keeps it. */
+enum limit_phase {
+	LIMIT_OUT,     /* not counted: refused, failed or closed */
+	LIMIT_PENDING, /* dispatched, no verdict yet */
+	LIMIT_PROBE,   /* the same, above the limit */
+	LIMIT_GREETED, /* 220 was read */
+};
+
+struct limit_policy {
+	int64_t retry_ms;     /* after the first failed probe, about */
+	int64_t retry_max_ms; /* after many */
+	uint32_t start;       /* the limit of a backend with no ceiling */
+};
+
+/*	EVENT(NAME, name, help): what moved the limit last */
+#define LIMIT_EVENTS(EVENT)                                                    \
+	EVENT(START, start, "nothing yet: as it began")                        \
+	EVENT(GREW, grew, "it accepted more than the limit")                   \
+	EVENT(REFUSED, refused, "it refused a session within the limit")       \
+	EVENT(MEASURED, measured,                                              \
+	      "refused three times, or named a cap: the sessions it has")      \
+	EVENT(PROBE_REFUSED, probe_refused,                                    \
+	      "it refused one above the limit: that is its size")              \
+	EVENT(SLOW, slow, "it greeted late, as one that queues")               \
+	EVENT(COOLED, cooled, "short of resources at MAIL or after a body")    \
+	EVENT(RETURNED, returned, "back in service: a quarter of what it had") \
+	EVENT(CEILING, ceiling, "max_sessions was lowered")
+
+#define LIMIT_EVENT_ENUM(NAME, name, help) LIMIT_##NAME,
+enum limit_event { LIMIT_EVENTS(LIMIT_EVENT_ENUM) LIMIT_EVENT_COUNT };
+#undef LIMIT_EVENT_ENUM
+
+enum {
+	LIMIT_STRIKES = 3, /* refusals without an accept between: believed */
+	LIMIT_EPOCH_MS = 1000,
+	LIMIT_COOL_MS = 5000,  /* a cooldown cuts once in this */
+	LIMIT_BASE_SLOTS = 10, /* minutes that the baseline looks back */
+	LIMIT_BASE_BUCKETS = 24,
+	LIMIT_MAX = 1 << 20,
+};
+
+/* Read freely (behind the mutex); write only by the functions below. */
+struct limit {
+	double l;         /* the limit, 1 or more */
+	double wall;      /* where the last refusal stood */
+	uint32_t n;       /* greeted, not closed */
+	uint32_t p;       /* pending, probes among them */
+	uint32_t pp;      /* pending probes */
+	uint32_t burst;   /* probes allowed at a time */
+	uint32_t ceiling; /* max_sessions; LIMIT_MAX: none */
+	unsigned strikes; /* refusals with no quick accept between */
+	int64_t back_ms;
+	int64_t next_probe_ms; /* no probe before this */
+	int64_t last_cut_ms;
+	int64_t last_cool_ms;
+	double cool_from; /* l before the last cooldown; 0: taken back */
+	bool half;        /* one half-weight refusal is noted */
+
+	/* for `show limits` */
+	enum limit_event last; /* what moved l last */
+	int64_t last_ms;       /* and when */
+	uint64_t accepted, slow, refused, probes, probes_refused, gone;
+
+	/* greeting times, as a histogram of each of the last ten minutes */
+	int64_t base_minute;
+	uint16_t base[LIMIT_BASE_SLOTS][LIMIT_BASE_BUCKETS];
+	uint32_t baseline_ms; /* their tenth percentile; 0: too few yet */
+};
+
+/*
+ * ceiling: 1..LIMIT_MAX.  The limit starts there, as the operator vouches for
+ * it; with no ceiling (LIMIT_MAX) at policy->start.
+ */
+void limit_begin(struct limit *l, const struct limit_policy *policy,
+		 uint32_t ceiling, int64_t now_ms);
+
+/* max_sessions changed. */
+void limit_set_ceiling(struct limit *l, const struct limit_policy *policy,
+		       uint32_t ceiling, int64_t now_ms);
+
+/* Ordinary sessions it takes now: 1 up to the ceiling. */
+uint32_t limit_slots(const struct limit *l);
+
+/* Would it take one more, as an ordinary one?  As a probe (the farm being
+ * full)?  In all, with n + p below the ceiling. */
+bool limit_admits(const struct limit *l);
+bool limit_admits_probe(const struct limit *l, int64_t now_ms);
+
+/* One was sent there; returns its phase: PENDING or PROBE. */
+enum limit_phase limit_dispatched(struct limit *l, bool probe);
+
+/*
+ * Each returns the session's new phase.  phase is what it had.
+ *
+ * greeted: 220 after ms milliseconds (from the dispatch); whether that was
+ * slow, is decided here.  busy: refused; at once: believed without waiting
+ * for strikes (a cap that the backend named).  maybe: refused without a
+ * reason: every second one is a refusal.  gone: it ended without a verdict,
+ * or is closed.  An event that does not fit the phase does nothing.
+ */
+enum limit_phase limit_greeted(struct limit *l,
+			       const struct limit_policy *policy,
+			       enum limit_phase phase, int64_t ms,
+			       int64_t now_ms, uint64_t random);
+enum limit_phase limit_busy(struct limit *l, const struct limit_policy *policy,
+			    enum limit_phase phase, bool at_once,
+			    int64_t now_ms, uint64_t random);
+enum limit_phase limit_maybe(struct limit *l, const struct limit_policy *policy,
+			     enum limit_phase phase, int64_t now_ms,
+			     uint64_t random);
+enum limit_phase limit_gone(struct limit *l, enum limit_phase phase);
+
+/* Short of resources: down to 0.7, once in LIMIT_COOL_MS; and taken back. */
+void limit_cool(struct limit *l, int64_t now_ms);
+void limit_uncool(struct limit *l, int64_t now_ms);
+
+/* Back from an ejection or a failure: a quarter, the old limit as the wall. */
+void limit_return(struct limit *l, const struct limit_policy *policy,
+		  int64_t now_ms);
+
+/* A health check was greeted after ms: seeds the baseline. */
+void limit_seed(struct limit *l, int64_t ms, int64_t now_ms);
+
+/*
+ * How long to wait for a greeting before the attempt is given up as refused:
+ * well beyond what is usual for this backend, 1 s at least, most_ms at most;
+ * most_ms while nothing is known, or nothing else is greeted there.
+ */
+int64_t limit_patience_ms(const struct limit *l, int64_t most_ms);
+
+/* Words.  NUL-terminated, never NULL. */
+const char *limit_event_name(enum limit_event event);
+const char *limit_event_help(enum limit_event event);
+
+#endif
