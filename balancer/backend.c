@@ -92,6 +92,8 @@ static void copy_settings(struct backend *b, const struct backend_settings *s)
 	atomic_store(&b->admin, (uint8_t)s->admin);
 	atomic_store(&b->max_sessions, s->max_sessions);
 	atomic_store(&b->weight, s->weight);
+	atomic_store(&b->trace, s->trace);
+	atomic_store(&b->reuse, s->reuse);
 }
 
 /* All that a backend learned in its life begins anew. */
@@ -246,6 +248,16 @@ void backend_set_max_sessions(struct backend *b, uint32_t max_sessions)
 	assert(max_sessions >= 1);
 	assert(max_sessions <= BACKEND_SESSIONS_MAX);
 	atomic_store(&b->max_sessions, max_sessions);
+}
+
+void backend_set_trace(struct backend *b, bool trace)
+{
+	atomic_store(&b->trace, trace);
+}
+
+void backend_set_reuse(struct backend *b, bool reuse)
+{
+	atomic_store(&b->reuse, reuse);
 }
 
 uint32_t backend_limit(const struct backend *b)

@@ -136,6 +136,8 @@ struct backend_settings {
 	uint32_t max_sessions; /* 1..BACKEND_SESSIONS_MAX */
 	uint32_t weight;       /* 1..BACKEND_WEIGHT_MAX */
 	enum backend_admin admin;
+	bool trace; /* wants a trace field in front of each message */
+	bool reuse; /* its connections are kept for other clients */
 	const struct busy_rule *rules;
 	unsigned rule_count; /* 0..BACKEND_RULES_MAX */
 };
@@ -146,6 +148,8 @@ struct backend {
 	_Atomic uint8_t state; /* enum health_state, as published */
 	_Atomic bool calm;     /* a success would change nothing */
 	_Atomic bool ext_known;
+	_Atomic bool trace; /* as in backend_settings */
+	_Atomic bool reuse;
 	_Atomic uint32_t trial;    /* HALF_OPEN: epoch in which its one session
 				   went out; 0: it did not */
 	_Atomic uint32_t inflight; /* slots in use, probes included; exact */
@@ -254,6 +258,10 @@ void backend_set_admin(struct backend *b, enum backend_admin admin,
 		       struct backend_change *change);
 void backend_set_weight(struct backend *b, uint32_t weight);
 void backend_set_max_sessions(struct backend *b, uint32_t max_sessions);
+
+/* As in backend_settings; for connections that begin from now on. */
+void backend_set_trace(struct backend *b, bool trace);
+void backend_set_reuse(struct backend *b, bool reuse);
 
 /*
  * Slots it may have: the ceiling that the operator set.  The place where a

@@ -44,6 +44,8 @@ enum farm_result weir_add_backend(struct farm *farm,
 		.max_sessions = from->max_sessions,
 		.weight = from->weight,
 		.admin = admin_of(from->state),
+		.trace = from->identity == CONFIG_IDENTITY_HEADER,
+		.reuse = from->reuse,
 		.rules = from->busy_rules,
 		.rule_count = from->busy_rule_count,
 	};
@@ -133,6 +135,8 @@ static void change_backend(struct worker *w, struct backend *b,
 	}
 	backend_set_weight(b, to->weight);
 	backend_set_max_sessions(b, to->max_sessions);
+	backend_set_trace(b, to->identity == CONFIG_IDENTITY_HEADER);
+	backend_set_reuse(b, to->reuse);
 	backend_set_admin(b, admin_of(to->state), &change);
 	work_log_change(w, &change);
 }
