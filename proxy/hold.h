@@ -51,7 +51,10 @@ size_t hold_room(const struct hold_area *area, const struct hold_text *text);
 bool hold_append(struct hold_area *area, struct hold_text *text,
 		 const void *octets, size_t len);
 
-/* Change one octet that was appended before; at < text->len. */
+/*
+ * Change one octet that was appended before; at < text->len.  Walks over the
+ * blocks before it: for envelopes, of one block or a few.
+ */
 void hold_set(struct hold_text *text, size_t at, uint8_t octet);
 
 /*
