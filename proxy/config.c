@@ -109,10 +109,10 @@ static void put_list(struct config_reading *r, const struct config_key *key,
 }
 
 /* "eject_max", or "eject_max (default 5m)" if the file does not give it */
-static void describe_side(const struct config_reading *r,
-			  const struct config_key *key, char *buf, size_t cap)
+static void describe_side(const struct config_key *key,
+			  const struct config_seen *seen, char *buf, size_t cap)
 {
-	if (r->seen[key - config_keys].line > 0)
+	if (seen->line > 0)
 		config_print(buf, cap, "%s", key->name);
 	else
 		config_print(buf, cap, "%s (default %s)", key->name,
@@ -138,8 +138,8 @@ static void check_order(struct config_reading *r, const char *low,
 
 	if (ordered || seen_of(r, a)->bad || seen_of(r, b)->bad)
 		return;
-	describe_side(r, a, low_text, sizeof(low_text));
-	describe_side(r, b, high_text, sizeof(high_text));
+	describe_side(a, seen_of(r, a), low_text, sizeof(low_text));
+	describe_side(b, seen_of(r, b), high_text, sizeof(high_text));
 	complain_at(r, line, "%s must be %s %s", low_text, rule, high_text);
 }
 
@@ -164,6 +164,76 @@ static void check_health(struct config_reading *r)
 
 	check_order(r, "eject", "at most", "eject_max",
 		    health->eject_ms <= health->eject_max_ms);
+}
+
+static void check_room(struct config_reading *r)
+{
+	const struct config_room *room = r->base;
+
+	check_order(r, "low", "less than", "high",
+		    room->low_percent < room->high_percent);
+}
+
+static struct config_seen seen_named(const struct config_reading *r,
+				     const char *name)
+{
+	const struct config_key *key = config_find_key(r->section,
+						       config_span_of(name));
+
+	assert(key != NULL);
+	return r->seen[key - config_keys];
+}
+
+static void note_listener(struct config_reading *r)
+{
+	const struct config_listener *own = r->base;
+
+	if (own == &r->stray_listener)
+		return;
+	size_t at = (size_t)(own - r->config->listeners);
+
+	assert(at < CONFIG_LISTENERS_MAX);
+	r->slot[at] = seen_named(r, "slot");
+	r->body_buffer[at] = seen_named(r, "body_buffer");
+}
+
+/* A body that is to be held fits into the memory for all of them. */
+static void check_bodies(struct config_reading *r)
+{
+	const struct config *c = r->config;
+	const struct config_key *a = config_find_key(
+		CONFIG_SECTION_LISTENER, config_span_of("body_buffer"));
+	const struct config_key *b = config_find_key(
+		CONFIG_SECTION_WEIR, config_span_of("body_memory"));
+	char low[2 * CONFIG_WORD_MAX], high[2 * CONFIG_WORD_MAX];
+
+	assert(a != NULL);
+	assert(b != NULL);
+	for (unsigned i = 0; i < c->listener_count; i++) {
+		const struct config_seen *slot = &r->slot[i];
+		const struct config_seen *buffer = &r->body_buffer[i];
+		const struct config_listener *listener = &c->listeners[i];
+
+		if (listener->slot != CONFIG_SLOT_BODY || slot->bad ||
+		    buffer->bad || r->body_memory.bad)
+			continue;
+		if (c->weir.body_memory == 0) {
+			complain_at(r, slot->line,
+				    "slot = body needs memory to hold bodies "
+				    "in, and body_memory of [weir] is 0: give "
+				    "it some, like 256M");
+			continue;
+		}
+		if (listener->body_buffer <= c->weir.body_memory)
+			continue;
+		describe_side(a, buffer, low, sizeof(low));
+		describe_side(b, &r->body_memory, high, sizeof(high));
+		complain_at(r,
+			    buffer->line > 0 ? buffer->line
+					     : r->body_memory.line,
+			    "%s of [listener %s] must be at most %s of [weir]",
+			    low, listener->name, high);
+	}
 }
 
 /* A socket of one family cannot connect to the other. */
@@ -221,8 +291,14 @@ static void close_section(struct config_reading *r)
 		r->line = line;
 	}
 	check_required(r);
+	if (r->section == CONFIG_SECTION_WEIR)
+		r->body_memory = seen_named(r, "body_memory");
+	if (r->section == CONFIG_SECTION_LISTENER)
+		note_listener(r);
 	if (r->section == CONFIG_SECTION_ADMISSION)
 		check_admission(r);
+	if (r->section == CONFIG_SECTION_ROOM)
+		check_room(r);
 	if (r->section == CONFIG_SECTION_HEALTH)
 		check_health(r);
 	if (r->section == CONFIG_SECTION_BACKEND)
@@ -609,6 +685,7 @@ static void read_all(struct config_reading *r)
 	assert(result <= 0 || r->report->count > 0);
 	close_section(r);
 	open_absent_sections(r);
+	check_bodies(r);
 	fill_names(r);
 
 	struct config_admission *admission = &r->config->admission;

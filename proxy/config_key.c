@@ -4,13 +4,19 @@
 #include <stdio.h>
 #include <sys/un.h>
 
+#include "balancer/room.h"
+
 enum {
 	HEALTH_COUNT_MAX = 64, /* the bits of a health history */
 	POOL_MIN = 16,         /* of io.h */
 	POOL_MAX = 32768,      /* entries of one ring of provided buffers */
 	RECIPIENTS_MIN = 100,  /* RFC 5321, section 4.5.3.1.8 */
+	SESSIONS_MAX = 65535,  /* of a backend: an address has no more ports */
+	BODY_MIN = 4096,
+	RETRY_MIN_MS = 500, /* what a backend's first pause is about */
 	SECOND = 1000,
 	MINUTE = 60 * SECOND,
+	FOUR_MINUTES = 4 * MINUTE, /* a client's MAIL waits five */
 	FIVE_MINUTES = 5 * MINUTE,
 	TEN_MINUTES = 10 * MINUTE,
 	HOUR = 60 * MINUTE,
@@ -18,6 +24,7 @@ enum {
 };
 
 #define SIZE_LIMIT ((uint64_t)1 << 40)
+#define BODY_LIMIT ((uint64_t)1 << 30)
 
 static const char *const words_switch[] = { "off", "on", NULL };
 static const char *const words_format[] = {
@@ -34,6 +41,18 @@ static const char *const words_early[] = {
 	[CONFIG_EARLY_REJECT] = "reject",
 	[CONFIG_EARLY_LOG] = "log",
 	[CONFIG_EARLY_OFF] = "off",
+	NULL,
+};
+static const char *const words_slot[] = {
+	[CONFIG_SLOT_TRANSACTION] = "transaction",
+	[CONFIG_SLOT_BODY] = "body",
+	NULL,
+};
+/* The places are those of a bool: does weir only observe? */
+static const char *const words_busy[] = { "act", "observe", NULL };
+static const char *const words_identity[] = {
+	[CONFIG_IDENTITY_NONE] = "none",
+	[CONFIG_IDENTITY_HEADER] = "header",
 	NULL,
 };
 static const char *const words_state[] = {
@@ -55,6 +74,7 @@ static const char *const words_state[] = {
 	.section = CONFIG_SECTION_TIMEOUTS, .name = #key, KIND(DURATION),      \
 	IN(config_timeouts, key##_ms)
 #define FARM(key)    .section = CONFIG_SECTION_FARM, .name = #key
+#define ROOM(key)    .section = CONFIG_SECTION_ROOM, .name = #key
 #define HEALTH(key)  .section = CONFIG_SECTION_HEALTH, .name = #key
 #define BACKEND(key) .section = CONFIG_SECTION_BACKEND, .name = #key
 
@@ -99,6 +119,9 @@ const struct config_key config_keys[] = {
 	{ WEIR(big_buffers), .standard = "256", KIND(COUNT),
 	  IN(config_weir, big_buffers), .min = POOL_MIN, .max = POOL_MAX,
 	  .help = "buffers for bodies, of each worker" },
+	{ WEIR(body_memory), .standard = "256M", KIND(SIZE),
+	  IN(config_weir, body_memory), .max = SIZE_LIMIT,
+	  .help = "for bodies that are held, of all workers together" },
 
 	{ LISTENER(listen), .standard = "0.0.0.0:25", KIND(LISTEN),
 	  IN(config_listener, listen), .repeatable = true,
@@ -115,6 +138,16 @@ const struct config_key config_keys[] = {
 	{ LISTENER(size), .standard = "0", KIND(SIZE),
 	  IN(config_listener, size), .max = SIZE_LIMIT,
 	  .help = "largest message; 0: the smallest limit of the backends" },
+	{ LISTENER(slot), .standard = "transaction", KIND(WORD),
+	  IN(config_listener, slot), .words = words_slot,
+	  .help = "when a message holds a backend's slot" },
+	{ LISTENER(body_buffer), .standard = "256K", KIND(SIZE),
+	  IN(config_listener, body_buffer),
+	  .min = BODY_MIN, .max = BODY_LIMIT,
+	  .help = "slot = body: what is held of one body" },
+	{ LISTENER(body_wait), .standard = "1s", KIND(DURATION),
+	  IN(config_listener, body_wait_ms), .min = 10, .max = FIVE_MINUTES,
+	  .help = "slot = body: a slower body gives its slot back" },
 
 	{ ADMISSION(max_sessions), .standard = "5000", KIND(COUNT),
 	  IN(config_admission, limits.max_sessions),
@@ -247,6 +280,46 @@ const struct config_key config_keys[] = {
 	{ FARM(unavailable_after), .standard = "5s", KIND(DURATION),
 	  IN(config_farm, unavailable_after_ms), .max = HOUR,
 	  .help = "no backend for so long: clients are refused at once" },
+	{ FARM(busy), .standard = "act", KIND(WORD),
+	  IN(config_farm, observe), .words = words_busy,
+	  .help = "act on busy replies, or only count them" },
+	{ FARM(start_sessions), .standard = "4", KIND(COUNT),
+	  IN(config_farm, start_sessions), .min = 1, .max = SESSIONS_MAX,
+	  .help = "where the limit of max_sessions = auto starts" },
+	{ FARM(retry_max), .standard = "10s", KIND(DURATION),
+	  IN(config_farm, retry_max_ms), .min = RETRY_MIN_MS, .max = HOUR,
+	  .help = "longest pause between tries above a learned limit" },
+	{ FARM(reuse_max), .standard = "100", KIND(COUNT),
+	  IN(config_farm, reuse_max), .min = 1, .max = 100000,
+	  .help = "messages over one connection that is reused" },
+	{ FARM(reuse_idle), .standard = "5s", KIND(DURATION),
+	  IN(config_farm, reuse_idle_ms), .min = 100, .max = FIVE_MINUTES,
+	  .help = "an idle connection is kept for so long" },
+	{ FARM(reuse_share), .standard = "10%", KIND(PERCENT),
+	  IN(config_farm, reuse_percent), .min = 1, .max = 100,
+	  .help = "of a backend's slots, kept by idle connections at most" },
+
+	{ ROOM(size), .standard = "1000", KIND(COUNT),
+	  IN(config_room, size), .max = ROOM_SIZE_MAX,
+	  .help = "sessions that may wait for a slot; 0: none waits" },
+	{ ROOM(per_source), .standard = "10", KIND(COUNT),
+	  IN(config_room, per_source), .min = 1, .max = ROOM_SIZE_MAX,
+	  .help = "of one source" },
+	{ ROOM(wait), .standard = "15s", KIND(DURATION),
+	  IN(config_room, wait_ms), .min = 100, .max = FOUR_MINUTES,
+	  .help = "longest wait; then 451" },
+	{ ROOM(reserve), .standard = "5%", KIND(PERCENT),
+	  IN(config_room, reserve_percent), .max = 50,
+	  .help = "share of the places for allowed and well-known sources" },
+	{ ROOM(high), .standard = "90%", KIND(PERCENT),
+	  IN(config_room, high_percent), .min = 1, .max = 100,
+	  .help = "pressure that saturates the room" },
+	{ ROOM(low), .standard = "50%", KIND(PERCENT),
+	  IN(config_room, low_percent), .max = 99,
+	  .help = "pressure that ends it" },
+	{ ROOM(saturated_after), .standard = "5s", KIND(DURATION),
+	  IN(config_room, saturated_after_ms), .max = HOUR,
+	  .help = "under high pressure for so long: newcomers read 421" },
 
 	{ HEALTH(probe), .standard = "on", KIND(WORD),
 	  IN(config_health, probe), .words = words_switch,
@@ -291,12 +364,18 @@ const struct config_key config_keys[] = {
 	{ BACKEND(address), .standard = "", KIND(ENDPOINT),
 	  IN(config_backend, address), .required = true,
 	  .help = "where the server listens" },
-	{ BACKEND(max_sessions), .standard = "50", KIND(COUNT),
-	  IN(config_backend, max_sessions), .min = 1, .max = 65535,
-	  .help = "connections to it at once" },
+	{ BACKEND(max_sessions), .standard = "auto", KIND(CEILING),
+	  IN(config_backend, max_sessions), .min = 1, .max = SESSIONS_MAX,
+	  .help = "connections to it at once; auto: as many as it takes" },
 	{ BACKEND(weight), .standard = "100", KIND(COUNT),
 	  IN(config_backend, weight), .min = 1, .max = 1000,
 	  .help = "its share of the load, next to the others'" },
+	{ BACKEND(identity), .standard = "none", KIND(WORD),
+	  IN(config_backend, identity), .words = words_identity,
+	  .help = "how it is told who the client is" },
+	{ BACKEND(reuse), .standard = "off", KIND(WORD),
+	  IN(config_backend, reuse), .words = words_switch,
+	  .help = "a connection serves messages of several clients" },
 	{ BACKEND(source), .standard = "", KIND(ADDRESS),
 	  IN(config_backend, source),
 	  .help = "address to connect from; empty: the system chooses" },
@@ -326,6 +405,8 @@ const struct config_section_info config_sections[CONFIG_SECTION_COUNT] = {
 				      offsetof(struct config, timeouts),
 				      false },
 	[CONFIG_SECTION_FARM] = { "farm", offsetof(struct config, farm),
+				  false },
+	[CONFIG_SECTION_ROOM] = { "room", offsetof(struct config, room),
 				  false },
 	[CONFIG_SECTION_HEALTH] = { "health", offsetof(struct config, health),
 				    false },
@@ -393,6 +474,10 @@ size_t config_describe(const struct config_key *key, char *buf, size_t cap)
 	case CONFIG_KIND_COUNT:
 		return config_print(
 			buf, cap, "a whole number from %llu to %llu", min, max);
+	case CONFIG_KIND_CEILING:
+		return config_print(buf, cap,
+				    "auto or a whole number from %llu to %llu",
+				    min, max);
 	case CONFIG_KIND_DURATION:
 		return describe_range(key, config_time_units,
 				      "a duration in ms, s, m or h,", buf, cap);

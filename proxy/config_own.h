@@ -87,6 +87,7 @@ enum config_section {
 	CONFIG_SECTION_ADMISSION,
 	CONFIG_SECTION_TIMEOUTS,
 	CONFIG_SECTION_FARM,
+	CONFIG_SECTION_ROOM,
 	CONFIG_SECTION_HEALTH,
 	CONFIG_SECTION_BACKEND,
 	CONFIG_SECTION_COUNT, /* and: none */
@@ -94,6 +95,7 @@ enum config_section {
 
 enum config_kind {
 	CONFIG_KIND_COUNT,    /* min..max */
+	CONFIG_KIND_CEILING,  /* the same, or auto: LIMIT_MAX */
 	CONFIG_KIND_DURATION, /* min..max ms */
 	CONFIG_KIND_SIZE,     /* min..max octets */
 	CONFIG_KIND_PERCENT,
@@ -183,6 +185,11 @@ struct config_reading {
 		[CONFIG_SECTION_COUNT]; /* first line of each section, or 0 */
 	struct config_nets allow;
 	struct config_nets deny;
+
+	/* For what is compared when all sections were read. */
+	struct config_seen body_memory;
+	struct config_seen body_buffer[CONFIG_LISTENERS_MAX];
+	struct config_seen slot[CONFIG_LISTENERS_MAX];
 
 	/* Where the values of a section with a wrong header go. */
 	struct config_listener stray_listener;

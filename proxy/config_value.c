@@ -67,6 +67,14 @@ static bool put_count(struct config_put *p)
 	return config_parse_number(p->text, &n) && store_within(p, n);
 }
 
+static bool put_ceiling(struct config_put *p)
+{
+	if (!config_span_is(p->text, "auto"))
+		return put_count(p);
+	store(p, LIMIT_MAX);
+	return true;
+}
+
 static bool put_duration(struct config_put *p)
 {
 	uint64_t n;
@@ -508,6 +516,8 @@ bool config_put_value(struct config_put *p)
 	switch (p->key->kind) {
 	case CONFIG_KIND_COUNT:
 		return put_count(p);
+	case CONFIG_KIND_CEILING:
+		return put_ceiling(p);
 	case CONFIG_KIND_DURATION:
 		return put_duration(p);
 	case CONFIG_KIND_SIZE:

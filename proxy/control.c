@@ -326,8 +326,14 @@ static bool read_set_number(struct control_order *o, enum control_set set,
 	}
 	if (read_number(o->arg[1], max, &o->number))
 		return true;
+	if (set == CONTROL_SET_MAX_SESSIONS && word_is(o->arg[1], "auto")) {
+		o->number = LIMIT_MAX;
+		return true;
+	}
 	(void)snprintf(problem, sizeof(problem),
-		       "need a whole number from 1 to %lu", (unsigned long)max);
+		       "need %sa whole number from 1 to %lu",
+		       set == CONTROL_SET_MAX_SESSIONS ? "auto or " : "",
+		       (unsigned long)max);
 	complain_word(o->verb, o->arg[1], problem, error);
 	return false;
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "balancer/backend.h"
+#include "balancer/limit.h"
 #include "proxy/cidr.h"
 #include "proxy/report.h"
 
@@ -26,7 +27,7 @@ enum {
 	CONTROL_WORDS_MAX = 64,  /* of one line */
 	CONTROL_ERROR_MAX = 512, /* octets of any complaint, with the NUL */
 	CONTROL_HELP_MAX = 8192, /* octets of help for all commands */
-	/* Of `max_sessions N`, as in the configuration. */
+	/* Of `max_sessions N`, as in the configuration; auto: LIMIT_MAX. */
 	CONTROL_SESSIONS_MAX = 65535,
 	/* A ban's duration: what is longer should have no end. */
 	CONTROL_BAN_DAYS_MAX = 3650,
@@ -57,7 +58,7 @@ enum {
 		"networks that are kept out, and for how long")                \
 	COMMAND(SET_BACKEND, "set backend",                                    \
 		"NAME ready|drain|maint | NAME weight N | "                    \
-		"NAME max_sessions N",                                         \
+		"NAME max_sessions N|auto",                                    \
 		2, 3, true, "take it in or out, or change its share")          \
 	COMMAND(ADD_BACKEND, "add backend",                                    \
 		"NAME address=ADDR:PORT "                                      \
@@ -105,14 +106,14 @@ struct control_word {
 /* What a line says.  Large: not on the stack.  Must not be copied. */
 struct control_order {
 	enum control_verb verb;
-	enum report_format format;      /* show */
-	struct control_word name;       /* of a backend, not checked */
-	enum control_set set;           /* set backend */
-	enum backend_admin admin;       /* CONTROL_SET_ADMIN */
-	uint32_t number;                /* the other two: in their range */
-	struct cidr net;                /* ban, unban */
-	int64_t duration_ms;            /* ban; 0: without end */
-	uint64_t id;                    /* kill session */
+	enum report_format format; /* show */
+	struct control_word name;  /* of a backend, not checked */
+	enum control_set set;      /* set backend */
+	enum backend_admin admin;  /* CONTROL_SET_ADMIN */
+	uint32_t number;     /* the other two: in their range, or LIMIT_MAX */
+	struct cidr net;     /* ban, unban */
+	int64_t duration_ms; /* ban; 0: without end */
+	uint64_t id;         /* kill session */
 	const struct control_word *arg; /* help, add backend: the others */
 	unsigned arg_count;
 

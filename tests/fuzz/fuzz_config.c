@@ -25,7 +25,8 @@ static void check_backend(const struct config_backend *b)
 {
 	assert(name_is_sane(b->name));
 	assert(b->address.port > 0);
-	assert(b->max_sessions >= 1 && b->max_sessions <= 65535);
+	assert(b->max_sessions >= 1);
+	assert(b->max_sessions <= 65535 || b->max_sessions == LIMIT_MAX);
 	assert(b->weight >= 1 && b->weight <= 1000);
 	assert(b->busy_rule_count <= CONFIG_BUSY_RULES_MAX);
 	assert(b->state <= CONFIG_BACKEND_MAINT);
@@ -39,6 +40,8 @@ static void check_listener(const struct config_listener *l)
 		assert(l->listen[i].port > 0);
 	assert(l->greeting_delay_ms >= 0 && l->greeting_delay_ms <= 60000);
 	assert(strnlen(l->banner, sizeof(l->banner)) <= 128);
+	assert(l->slot <= CONFIG_SLOT_BODY);
+	assert(l->body_buffer >= 4096 && l->body_wait_ms >= 10);
 }
 
 static void check_admission(const struct config_admission *a)
@@ -71,6 +74,14 @@ static void check_config(const struct config *c)
 	assert(c->listener_count <= CONFIG_LISTENERS_MAX);
 	for (unsigned i = 0; i < c->listener_count; i++)
 		check_listener(&c->listeners[i]);
+	for (unsigned i = 0; i < c->listener_count; i++)
+		assert(c->listeners[i].slot != CONFIG_SLOT_BODY ||
+		       c->listeners[i].body_buffer <= c->weir.body_memory);
+	assert(c->room.per_source >= 1 && c->room.wait_ms >= 100);
+	assert(c->room.low_percent < c->room.high_percent);
+	assert(c->room.high_percent <= 100);
+	assert(c->room.reserve_percent <= 50);
+	assert(c->farm.start_sessions >= 1 && c->farm.reuse_max >= 1);
 	assert(c->backend_count >= 1);
 	assert(c->backend_count <= CONFIG_BACKENDS_MAX);
 	for (unsigned i = 0; i < c->backend_count; i++)

@@ -48,8 +48,9 @@ static void check_order(void)
 			assert(order.number >= 1 &&
 			       order.number <= BACKEND_WEIGHT_MAX);
 		else if (order.set == CONTROL_SET_MAX_SESSIONS)
-			assert(order.number >= 1 &&
-			       order.number <= CONTROL_SESSIONS_MAX);
+			assert(order.number == LIMIT_MAX ||
+			       (order.number >= 1 &&
+				order.number <= CONTROL_SESSIONS_MAX));
 		else
 			assert(order.admin < BACKEND_ADMIN_COUNT);
 		return;

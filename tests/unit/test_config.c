@@ -293,6 +293,46 @@ static const struct bad_case bad_keys[] = {
 	{ "the first ejection longer than the longest",
 	  LEAST "[health]\neject_max = 4s\n",
 	  "f:5: eject (default 5s) must be at most eject_max\n" },
+	{ "marks of the waiting room in the wrong order, one by default",
+	  LEAST "[room]\nhigh = 40%\n",
+	  "f:5: low (default 50%) must be less than high\n" },
+	{ "marks of the waiting room in the wrong order",
+	  LEAST "[room]\nlow = 70%\nhigh = 70%\n",
+	  "f:6: low must be less than high\n" },
+	{ "nobody of a source may wait", LEAST "[room]\nper_source = 0\n",
+	  "f:5: per_source = \"0\": need a whole number from 1 to 65536 "
+	  "(default 10)\n" },
+	{ "bodies that are held nowhere, whatever comes first",
+	  "[listener l]\nslot = body\n[backend b]\naddress = 127.0.0.1:1\n"
+	  "[weir]\nbody_memory = 0\n",
+	  "f:2: slot = body needs memory to hold bodies in, and body_memory "
+	  "of [weir] is 0: give it some, like 256M\n" },
+	{ "a body larger than the memory for all",
+	  "[weir]\nbody_memory = 1M\n" LEAST
+	  "[listener m]\nlisten = [::1]:25\nslot = body\n"
+	  "body_buffer = 2M\n",
+	  "f:9: body_buffer of [listener m] must be at most body_memory of "
+	  "[weir]\n" },
+	{ "the same, one by default",
+	  "[weir]\nbody_memory = 128K\n[listener l]\nslot = body\n"
+	  "[backend b]\naddress = 127.0.0.1:1\n",
+	  "f:2: body_buffer (default 256K) of [listener l] must be at most "
+	  "body_memory of [weir]\n" },
+	{ "the same, the other by default",
+	  "[listener l]\nslot = body\nbody_buffer = 512M\n"
+	  "[backend b]\naddress = 127.0.0.1:1\n",
+	  "f:3: body_buffer of [listener l] must be at most body_memory "
+	  "(default 256M) of [weir]\n" },
+	{ "a size that was refused is not compared",
+	  "[weir]\nbody_memory = 1X\n[listener l]\nslot = body\n"
+	  "body_buffer = 512M\n[backend b]\naddress = 127.0.0.1:1\n",
+	  "f:2: body_memory = \"1X\": need a size in octets, K, M or G, from "
+	  "0 to 1024G (default 256M)\n" },
+	{ "a ceiling that is neither", LEAST "max_sessions = none\n",
+	  "f:4: max_sessions = \"none\": need auto or a whole number from 1 "
+	  "to 65535 (default auto)\n" },
+	{ "the waiting room by its other name", LEAST "[rooms]\n",
+	  "f:4: unknown section \"rooms\": did you mean [room]?\n" },
 	{ "a source of the other family",
 	  LEAST "[backend v6]\nsource = 192.0.2.1\naddress = [::1]:25\n"
 		"[backend v4]\naddress = 192.0.2.2:25\nsource = ::1\n",
@@ -420,6 +460,38 @@ static const struct value_case values[] = {
 	{ "listener x", "listen = [::1]", false },
 	{ "listener x", "listen = [fe80::1%eth0]:25", false },
 	{ "listener x", "listen = 127.0.0.1:1,", false },
+	{ "weir", "body_memory = 0", true },
+	{ "weir", "body_memory = 1G", true },
+	{ "weir", "body_memory = 1025G", false },
+	{ "weir", "body_memory = all", false },
+	{ "farm", "busy = observe", true },
+	{ "farm", "busy = act", true },
+	{ "farm", "busy = ignore", false },
+	{ "farm", "start_sessions = 1", true },
+	{ "farm", "start_sessions = 0", false },
+	{ "farm", "start_sessions = auto", false },
+	{ "farm", "retry_max = 500ms", true },
+	{ "farm", "retry_max = 499ms", false },
+	{ "farm", "reuse_max = 1", true },
+	{ "farm", "reuse_max = 0", false },
+	{ "farm", "reuse_idle = 100ms", true },
+	{ "farm", "reuse_idle = 0", false },
+	{ "farm", "reuse_share = 100%", true },
+	{ "farm", "reuse_share = 0%", false },
+	{ "farm", "reuse_share = 10", false },
+	{ "room", "size = 0", true },
+	{ "room", "size = 65536", true },
+	{ "room", "size = 65537", false },
+	{ "room", "per_source = 1", true },
+	{ "room", "wait = 4m", true },
+	{ "room", "wait = 5m", false },
+	{ "room", "wait = 0", false },
+	{ "room", "reserve = 0%", true },
+	{ "room", "reserve = 51%", false },
+	{ "room", "high = 100%", true },
+	{ "room", "high = 101%", false },
+	{ "room", "low = 0%", true },
+	{ "room", "saturated_after = 0", true },
 	{ "admission", "max_recipients = 99", false },
 	{ "admission", "max_recipients = 100", true },
 	{ "admission", "max_percent_per_source = 2", false },
@@ -510,7 +582,25 @@ static const struct value_case sizes[] = {
 	{ "listener", "greeting_delay = 2m", false },
 	{ "listener", "early_talkers = off", true },
 	{ "listener", "early_talkers = drop", false },
+	{ "listener", "slot = transaction", true },
+	{ "listener", "slot = body", true },
+	{ "listener", "slot = session", false },
+	{ "listener", "body_buffer = 4K", true },
+	{ "listener", "body_buffer = 4095", false },
+	{ "listener", "body_buffer = 1G", true }, /* it is not used */
+	{ "listener", "body_buffer = 2G", false },
+	{ "listener", "body_wait = 10ms", true },
+	{ "listener", "body_wait = 0", false },
 	{ "backend", "max_sessions = 65535", true },
+	{ "backend", "max_sessions = 65536", false },
+	{ "backend", "max_sessions = auto", true },
+	{ "backend", "max_sessions = Auto", false },
+	{ "backend", "max_sessions =", false },
+	{ "backend", "identity = none", true },
+	{ "backend", "identity = header", true },
+	{ "backend", "identity = xclient", false },
+	{ "backend", "reuse = on", true },
+	{ "backend", "reuse = yes", false },
 	{ "backend", "max_sessions = 0", false },
 	{ "backend", "weight = 1001", false },
 	{ "backend", "source =", true },
@@ -551,10 +641,11 @@ static const char all_kinds[] =
 	"\xef\xbb\xbf[weir] ; a byte order mark, and a comment\r\n"
 	"\thostname\t=  mx.example \r\n"
 	"workers = 3\n log = /var/log/weir\nlog_level = err\n"
-	"log_format = json\ncontrol_mode = 0600\nuser = mail\n"
+	"body_memory = 2G\nlog_format = json\ncontrol_mode = 0600\nuser = mail\n"
 	"[listener in.1]\nlisten = 192.0.2.1:25 , [2001:db8::1]:587\n"
 	"listen = 127.0.0.1:26\nsize = 25M\nearly_talkers = log\n"
 	"greeting_delay = 1500ms\nbanner = hello there ; you\n"
+	"slot = body\nbody_buffer = 1M\nbody_wait = 1500ms\n"
 	"[listener in_2]\n"
 	"[admission]\nmax_sessions = 7\nsession_rate = 120/h burst 40\n"
 	"recipient_rate = 5/s\nipv6_source_prefix = 56\n"
@@ -566,8 +657,13 @@ static const char all_kinds[] =
 	"source = 2001:db8::9\nweight = 7\n"
 	"busy_rule = MAIL 452 4.3.1 => busy\n"
 	"busy_rule = any 450 a, b => policy\n"
+	"max_sessions = 12\nidentity = header\nreuse = on\n"
 	"[backend b]\naddress = 192.0.2.3:25\n"
-	"[farm]\ntries = 9\n";
+	"[farm]\ntries = 9\nbusy = observe\nstart_sessions = 7\n"
+	"retry_max = 30s\nreuse_max = 11\nreuse_idle = 2s\n"
+	"reuse_share = 20%\n"
+	"[room]\nsize = 200\nper_source = 3\nwait = 9s\nreserve = 7%\n"
+	"high = 80%\nlow = 30%\nsaturated_after = 4s\n";
 
 static void check_weir(const struct config *config)
 {
@@ -579,6 +675,7 @@ static void check_weir(const struct config *config)
 	assert_int_equal(config->weir.log_format, CONFIG_LOG_JSON);
 	assert_int_equal(config->weir.control_mode, 0600);
 	assert_string_equal(config->weir.user, "mail");
+	assert_int_equal(config->weir.body_memory, UINT64_C(2) << 30);
 }
 
 static void check_listeners(const struct config *config)
@@ -599,7 +696,11 @@ static void check_listeners(const struct config *config)
 	assert_int_equal(listener->early_talkers, CONFIG_EARLY_LOG);
 	assert_int_equal(listener->greeting_delay_ms, 1500);
 	assert_string_equal(listener->banner, "hello there");
+	assert_int_equal(listener->slot, CONFIG_SLOT_BODY);
+	assert_int_equal(listener->body_buffer, 1 << 20);
+	assert_int_equal(listener->body_wait_ms, 1500);
 	assert_int_equal(config->listeners[1].listen_count, 1);
+	assert_int_equal(config->listeners[1].slot, CONFIG_SLOT_TRANSACTION);
 }
 
 static void check_admission(const struct config *config)
@@ -634,7 +735,27 @@ static void check_others(const struct config *config)
 	assert_true(config->health.mail);
 	assert_int_equal(config->health.max_ejected_percent, 20);
 	assert_string_equal(config->health.helo, "mx.example");
-	assert_int_equal(config->farm.tries, 9);
+}
+
+static void check_farm(const struct config *config)
+{
+	const struct config_farm *farm = &config->farm;
+	const struct config_room *room = &config->room;
+
+	assert_int_equal(farm->tries, 9);
+	assert_true(farm->observe);
+	assert_int_equal(farm->start_sessions, 7);
+	assert_int_equal(farm->retry_max_ms, 30000);
+	assert_int_equal(farm->reuse_max, 11);
+	assert_int_equal(farm->reuse_idle_ms, 2000);
+	assert_int_equal(farm->reuse_percent, 20);
+	assert_int_equal(room->size, 200);
+	assert_int_equal(room->per_source, 3);
+	assert_int_equal(room->wait_ms, 9000);
+	assert_int_equal(room->reserve_percent, 7);
+	assert_int_equal(room->high_percent, 80);
+	assert_int_equal(room->low_percent, 30);
+	assert_int_equal(room->saturated_after_ms, 4000);
 }
 
 static void check_backends(const struct config *config)
@@ -653,7 +774,12 @@ static void check_backends(const struct config *config)
 	assert_int_equal(backend->busy_rules[1].class, BUSY_POLICY);
 	assert_string_equal(backend->busy_rules[1].text, "a, b");
 	assert_false(config->backends[1].source_set);
-	assert_int_equal(config->backends[1].max_sessions, 50);
+	assert_int_equal(backend->max_sessions, 12);
+	assert_int_equal(backend->identity, CONFIG_IDENTITY_HEADER);
+	assert_true(backend->reuse);
+	assert_int_equal(config->backends[1].max_sessions, LIMIT_MAX);
+	assert_int_equal(config->backends[1].identity, CONFIG_IDENTITY_NONE);
+	assert_false(config->backends[1].reuse);
 }
 
 static void values_land_in_their_fields(void **state)
@@ -665,6 +791,7 @@ static void values_land_in_their_fields(void **state)
 	check_listeners(config);
 	check_admission(config);
 	check_others(config);
+	check_farm(config);
 	check_backends(config);
 	config_free(&config);
 	assert_null(config);
@@ -969,6 +1096,10 @@ struct set_case {
 
 static const struct set_case set_cases[] = {
 	{ "max_sessions=20", NULL },
+	{ "max_sessions=auto", NULL },
+	{ "identity=header", NULL },
+	{ "reuse=on", NULL },
+	{ "reuse=maybe", "reuse = \"maybe\": need off or on (default off)" },
 	{ "max_sessions = 21", NULL },
 	{ "source=192.0.2.1", NULL },
 	{ "source=", NULL },
@@ -976,8 +1107,10 @@ static const struct set_case set_cases[] = {
 	{ "busy_rule=MAIL 452 4.3.1 => busy", NULL },
 	{ "weight=0",
 	  "weight = \"0\": need a whole number from 1 to 1000 (default 100)" },
-	{ "wait=1",
-	  "unknown key \"wait\" in [backend]: did you mean \"weight\"?" },
+	{ "waight=1",
+	  "unknown key \"waight\" in [backend]: did you mean \"weight\"?" },
+	{ "wait=1", "unknown key \"wait\" in [backend]: it belongs in "
+		    "[room]" },
 	{ "tries=1", "unknown key \"tries\" in [backend]: it belongs in "
 		     "[farm]" },
 	{ "weight", "\"weight\": need KEY=VALUE" },
@@ -1001,7 +1134,7 @@ static void a_backend_is_made_by_pairs(void **state)
 	assert_true(config_backend_init(&backend, "mta9xx", 4, error,
 					sizeof(error)));
 	assert_string_equal(backend.name, "mta9");
-	assert_int_equal(backend.max_sessions, 50);
+	assert_int_equal(backend.max_sessions, LIMIT_MAX);
 	assert_int_equal(backend.weight, 100);
 	assert_int_equal(backend.state, CONFIG_BACKEND_READY);
 	assert_false(config_backend_check(&backend, error, sizeof(error)));
@@ -1030,6 +1163,8 @@ static void a_backend_is_made_by_pairs(void **state)
 		assert_memory_equal(&backend, &before, sizeof(before));
 	}
 	assert_int_equal(backend.max_sessions, 21);
+	assert_int_equal(backend.identity, CONFIG_IDENTITY_HEADER);
+	assert_true(backend.reuse);
 	assert_false(backend.source_set);
 	assert_int_equal(backend.state, CONFIG_BACKEND_MAINT);
 	assert_int_equal(backend.busy_rule_count, 1);

@@ -121,7 +121,11 @@ static void a_mistake_is_named_with_what_would_be_right(void **state)
 		{ "set backend a weight 99999999999999999999",
 		  "from 1 to 1000", "does not fit" },
 		{ "set backend a weight -1", "from 1 to 1000", "a sign" },
-		{ "set backend a max_sessions 65536", "from 1 to 65535", "" },
+		{ "set backend a max_sessions 65536",
+		  "auto or a whole number from 1 to 65535", "too large" },
+		{ "set backend a max_sessions 0", "from 1", "too small" },
+		{ "set backend a max_sessions aut", "auto or", "no number" },
+		{ "set backend a weight auto", "need a whole", "a weight" },
 		{ "set backend a ready now", "\"now\"", "too much" },
 		{ "ban 300.0.0.0/8", "\"300.0.0.0/8\"", "no address" },
 		{ "ban 10.0.0.1/8", "10.0.0.0/8", "host bits" },
@@ -168,6 +172,10 @@ static void arguments_are_read(void **state)
 			 CONTROL_ORDER);
 	assert_int_equal(order.set, CONTROL_SET_MAX_SESSIONS);
 	assert_int_equal(order.number, 65535);
+	assert_int_equal(parse("set backend a max_sessions Auto"),
+			 CONTROL_ORDER);
+	assert_int_equal(order.set, CONTROL_SET_MAX_SESSIONS);
+	assert_int_equal(order.number, LIMIT_MAX);
 
 	assert_int_equal(parse("show stat"), CONTROL_ORDER);
 	assert_int_equal(order.format, REPORT_TEXT);
