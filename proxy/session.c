@@ -519,6 +519,12 @@ static void octets(struct session *s, const struct session_env *env,
 	}
 }
 
+bool session_is_binding(const struct session *s)
+{
+	return s->state == SESSION_BINDING ||
+	       (s->state == SESSION_HANDOVER && !s->bound);
+}
+
 bool session_wants(const struct session *s)
 {
 	switch (s->state) {

@@ -19,6 +19,12 @@
  *	COMMAND -> CHUNK (BDAT) -> COMMAND or FINAL
  *	any -> CLOSED
  *
+ * and where a listener has slot = body:
+ *
+ *	COMMAND -> DATA (until no reply is due) -> BODY (held) -> HANDOVER
+ *	HANDOVER -> FINAL (all of the body was held) or BODY (the rest of it)
+ *	FINAL -> HANDOVER (once, if the first backend was busy)
+ *
  * The session speaks SMTP with the client by itself until MAIL; then it asks
  * for a backend (BIND) and relays.  Two rules keep replies in order
  * (RFC 2920, section 3.2) without any queue of them:
@@ -45,6 +51,7 @@ enum {
 	SESSION_NOTE_MAX = SESSION_LINE_MAX, /* a reply kept for later */
 	SESSION_ACTS_MAX = 8,   /* the longest plan any step can make */
 	SESSION_TRIED_MAX = 10, /* [farm] tries, at most */
+	SESSION_BINDS_MAX = 32, /* BINDs in a row, busy refusals included */
 };
 
 enum session_state {
@@ -177,8 +184,12 @@ struct session_message {
 	enum busy_class class; /* of the reply it ended with */
 	unsigned code;         /* the client read, and it ended it; 0: none */
 	unsigned flaws;        /* enum smtp_body_flaw */
+	unsigned replays;      /* backends that were given it by REPLAY */
 	bool chunked;
-	bool unknown; /* the backend may have it, nobody knows */
+	bool unknown;       /* the backend may have it, nobody knows */
+	bool held;          /* weir itself said 354 and held the body */
+	bool parked;        /* a slot was given back meanwhile */
+	bool final_retried; /* busy at the end of data, tried once more */
 };
 
 struct session {
@@ -198,6 +209,14 @@ struct session {
 	bool bound;      /* a backend connection is ours */
 	bool reused;     /* it has served before */
 	bool pipelining; /* it takes more than one command at a time */
+	bool afresh;     /* BIND: backends tried before may be tried again */
+	bool unheld;     /* the worker says that a COMMAND could not be held:
+			    DATA is forwarded then; each BIND clears it */
+	bool holding;    /* what comes of the body is held, none was sent */
+	bool whole;      /* all of it is, until LOG */
+	bool replaying;  /* REPLAY's replies are due, not only DATA's */
+	bool own_data;   /* DATA waits in weir for the replies before it */
+	bool trace_due;  /* the field goes out in front of the body */
 	bool swallow;    /* body or chunk goes nowhere */
 	bool chunk_last;
 	bool chunk_failed; /* a BDAT was refused: the rest fails */
@@ -217,7 +236,10 @@ struct session {
 	unsigned errors;
 	unsigned messages;     /* transactions that ended with a 2xx */
 	unsigned transactions; /* MAILs that were sent to a backend */
-	unsigned note_len;     /* a reply waits in line[] for the body's end */
+	unsigned note_len;     /* a reply waits in line[] for its time */
+	unsigned tries;        /* of [farm] tries, for this BIND */
+	unsigned binds;        /* in a row, in search of one backend */
+	unsigned trace_len;    /* of the bound backend: see BOUND */
 	enum stats_close reason;
 	enum smtp_body_type body_type;
 	uint64_t chunk_left;
@@ -225,6 +247,7 @@ struct session {
 	int64_t opened_ms;
 	int64_t waiting_ms; /* since when the client's next word is awaited */
 	int64_t binding_ms; /* since when a backend is sought */
+	int64_t park_ms;    /* holding, bound: when to see about the slot */
 	struct smtp_body body;
 	struct session_message message;
 	struct admission_ticket ticket; /* the worker opens and closes it */
@@ -259,6 +282,12 @@ void session_step(struct session *s, const struct session_env *env,
  * line waits (s->line_ready).
  */
 bool session_wants(const struct session *s);
+
+/*
+ * Whether a BIND is under way: what it comes to is BOUND or UNBOUND.  That is
+ * so in BINDING, and in HANDOVER until a backend is bound.
+ */
+bool session_is_binding(const struct session *s);
 
 /* End it at once, whatever it is doing.  Not when CLOSED. */
 void session_kill(struct session *s, struct session_plan *plan,
