@@ -392,9 +392,7 @@ static void event_fires(void *owner)
 		world_drain_begin(&play.world);
 		return;
 	case 'S':
-		sim_starve(play.world.sim); /* nobody is told anything */
-		play.world.weir.stopping = true;
-		world_drain_begin(&play.world);
+		world_stop(&play.world);
 		return;
 	}
 }
@@ -528,7 +526,7 @@ static void bring_clients(void)
 		sim_timer_set(w->sim, &e->timer, now_us + e->timer.at_us);
 		/* An operator may allow more than the checkers know of. */
 		if (e->letter == 'O')
-			w->limits.backend_count = 0;
+			w->houses[0].limits.backend_count = 0;
 	}
 }
 
@@ -561,7 +559,7 @@ static void run(void)
 	if (!world_run_until(w, PLAY_US, world_clients_done))
 		sim_violation(w->sim, "clients are left behind");
 	calm();
-	if (w->running > 0 &&
+	if (world_running(w) > 0 &&
 	    !world_run_until(w, sim_now_us(w->sim) + CALM_US, world_is_quiet))
 		sim_violation(w->sim, "not all comes home: %s",
 			      world_unrest(w));

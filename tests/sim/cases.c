@@ -26,6 +26,7 @@ struct play {
 	const struct scene *scene;
 	struct sim_talk *talks[SCENE_TALKS];
 	bool logged; /* what the scene wants to see in the log */
+	char config[WORLD_CONFIG_MAX];
 };
 
 static struct play *playing; /* there is one at a time */
@@ -89,10 +90,8 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 
 static void reload(struct play *p, bool b0)
 {
-	char text[WORLD_CONFIG_MAX];
-
-	write_config(p->scene, b0, 9, text, sizeof(text));
-	if (!world_reload(&p->world, text))
+	write_config(p->scene, b0, 9, p->config, sizeof(p->config));
+	if (!world_reload(&p->world, p->config))
 		sim_violation(p->world.sim, "the reload was refused");
 }
 
@@ -161,10 +160,9 @@ static bool talks_done(struct world *w)
 static bool raise_curtain(struct play *p, FILE *trace)
 {
 	const struct scene *s = p->scene;
-	char text[WORLD_CONFIG_MAX];
 
-	write_config(s, true, 10, text, sizeof(text));
-	if (!world_start(&p->world, SEED, &smooth, text, 1, trace))
+	write_config(s, true, 10, p->config, sizeof(p->config));
+	if (!world_start(&p->world, SEED, &smooth, p->config, 1, trace))
 		return false;
 	mutate_plant(&p->world, MUTATE_NONE);
 	p->world.log_fn = on_log;
@@ -261,7 +259,7 @@ static void act(struct play *p)
 	check_end(p);
 	for (unsigned i = 0; i < BACKENDS; i++)
 		sim_backend_heal(w->backends[i]);
-	if (w->running > 0 &&
+	if (world_running(w) > 0 &&
 	    !world_run_until(w, sim_now_us(w->sim) + CALM_US, world_is_quiet))
 		sim_violation(w->sim, "not all comes home: %s",
 			      world_unrest(w));

@@ -187,7 +187,7 @@ static void record(struct io *io, const struct sim_io_row *row,
 	now.len += buf->len;
 	if (now.len < 5 || memcmp(now.octets + now.len - 5, end, 5) != 0)
 		return;
-	for (unsigned i = 0; i < w->limits.backend_count; i++) {
+	for (unsigned i = 0; i < w->backend_count; i++) {
 		if (sim_addr_equal(&row->peer->sa, &w->backend_addrs[i].sa))
 			continue;
 		now.ended = true;
@@ -236,8 +236,12 @@ void mutate_plant(struct world *w, unsigned bug)
 		return;
 	if (bug == MUTATE_STALE_EVENT)
 		bugs.again = on_again;
-	for (unsigned i = 0; i < w->weir.worker_count; i++)
-		sim_io_bugs_set(w->ios[i], &bugs);
+	for (unsigned k = 0; k < w->house_count; k++) {
+		struct house *h = &w->houses[k];
+
+		for (unsigned i = 0; i < h->weir.worker_count; i++)
+			sim_io_bugs_set(h->ios[i], &bugs);
+	}
 }
 
 /* NOLINTEND(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */

@@ -7,7 +7,7 @@
 
 #include "tests/sim/sim_io.h"
 
-enum { ROWS_MAX = 1024, IOS_MAX = 8, TABLE_SIZE = 256, CLIENT_TEXT_MAX = 64 };
+enum { ROWS_MAX = 2048, IOS_MAX = 8, TABLE_SIZE = 256, CLIENT_TEXT_MAX = 64 };
 
 /* A session that the log has told the end of. */
 struct logged {
@@ -19,7 +19,8 @@ struct check {
 	struct sim *sim;
 	struct check_totals totals;
 	struct check_message *table[TABLE_SIZE]; /* by client */
-	uint64_t changes[IOS_MAX]; /* of the last look at the limits */
+	/* Of the last look at the limits. */
+	uint64_t changes[CHECK_WEIRS_MAX][IOS_MAX];
 	struct sim_io_row rows[ROWS_MAX];
 	unsigned log_sessions;
 	struct logged *logged; /* log_sessions of logged_max */
@@ -241,13 +242,14 @@ static void check_sessions(struct check *check, size_t count,
 		if (!is_session(&check->rows[i]))
 			continue;
 		all++;
+		if (limits->max_per_source == 0)
+			continue;
 		for (size_t j = 0; j <= i; j++) {
 			same += is_session(&check->rows[j]) &&
 				same_host(check->rows[i].peer,
 					  check->rows[j].peer);
 		}
-		if (limits->max_per_source > 0 &&
-		    same > limits->max_per_source) {
+		if (same > limits->max_per_source) {
 			sim_violation(check->sim,
 				      "%u sessions of one source, %u allowed",
 				      same, limits->max_per_source);
@@ -281,17 +283,18 @@ static void check_backends(struct check *check, size_t count,
 	}
 }
 
-void check_limits(struct check *check, struct io *const *ios, unsigned io_count,
-		  const struct check_limits *limits)
+void check_limits(struct check *check, unsigned which, struct io *const *ios,
+		  unsigned io_count, const struct check_limits *limits)
 {
+	uint64_t *changes = check->changes[which];
 	bool changed = false;
 	size_t count = 0;
 
+	assert(which < CHECK_WEIRS_MAX);
 	assert(io_count <= IOS_MAX);
 	for (unsigned i = 0; i < io_count; i++) {
-		changed = changed ||
-			  check->changes[i] != sim_io_changes(ios[i]);
-		check->changes[i] = sim_io_changes(ios[i]);
+		changed = changed || changes[i] != sim_io_changes(ios[i]);
+		changes[i] = sim_io_changes(ios[i]);
 	}
 	if (!changed)
 		return;

@@ -100,9 +100,10 @@ struct check_limits {
 	unsigned backend_count;
 };
 
-/* After each batch. */
-void check_limits(struct check *check, struct io *const *ios, unsigned io_count,
-		  const struct check_limits *limits);
+/* After each batch of one of the weirs; which: 0 and up. */
+enum { CHECK_WEIRS_MAX = 4 };
+void check_limits(struct check *check, unsigned which, struct io *const *ios,
+		  unsigned io_count, const struct check_limits *limits);
 
 /* --- the log --- */
 

@@ -289,7 +289,7 @@ static void reload_fires(void *owner)
 {
 	struct storm *s = owner;
 
-	if (s->over || s->world.running < s->workers)
+	if (s->over || world_running(&s->world) < s->workers)
 		return;
 	s->config_len = 0;
 	write_weir(s);
@@ -385,9 +385,7 @@ static void run(struct storm *s)
 		sim_violation(s->sim, "not all comes home: %s",
 			      world_unrest(w));
 	if (early && sim_chance(s->sim, 300)) {
-		/* No more patience: nobody is told anything. */
-		sim_starve(s->sim);
-		w->weir.stopping = true;
+		world_stop(w); /* no more patience */
 	}
 	if (sim_failed(s->sim) == NULL && !world_drain(w, DRAIN_US))
 		sim_violation(s->sim, "the drain does not end: %s",

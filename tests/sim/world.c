@@ -17,95 +17,102 @@ enum {
 	OPERATORS = 16,
 };
 
-static bool make_farm(struct world *w)
+static struct farm *make_farm_memory(void)
 {
-	const struct config_health *h = &w->config->health;
+	struct farm *farm = calloc(1, sizeof(*farm));
+
+	if (farm == NULL)
+		abort();
+	return farm;
+}
+
+static bool make_farm(struct house *h)
+{
+	const struct config_health *health = &h->config->health;
 	struct health_policy policy = health_policy_default();
 
-	policy.probe = h->probe;
-	policy.interval_ms = h->interval_ms;
-	policy.down_interval_ms = h->down_interval_ms;
-	policy.rise = h->rise;
-	policy.fall = h->fall;
-	policy.passive_fall = h->passive_fall;
-	policy.eject_ms = h->eject_ms;
-	policy.eject_max_ms = h->eject_max_ms;
-	policy.max_ejected_percent = h->max_ejected_percent;
-	policy.busy_hold_ms = h->busy_hold_ms;
-	w->weir.farm = calloc(1, sizeof(*w->weir.farm));
-	if (w->weir.farm == NULL)
-		abort();
-	farm_init(w->weir.farm, &policy);
-	w->limits.backends = w->backend_limits;
-	w->limits.backend_count = w->config->backend_count;
-	for (unsigned i = 0; i < w->config->backend_count; i++) {
-		const struct config_backend *b = &w->config->backends[i];
+	policy.probe = health->probe;
+	policy.interval_ms = health->interval_ms;
+	policy.down_interval_ms = health->down_interval_ms;
+	policy.rise = health->rise;
+	policy.fall = health->fall;
+	policy.passive_fall = health->passive_fall;
+	policy.eject_ms = health->eject_ms;
+	policy.eject_max_ms = health->eject_max_ms;
+	policy.max_ejected_percent = health->max_ejected_percent;
+	policy.busy_hold_ms = health->busy_hold_ms;
+	h->weir.farm = make_farm_memory();
+	farm_init(h->weir.farm, &policy);
+	h->limits.backends = h->backend_limits;
+	h->limits.backend_count = h->config->backend_count;
+	assert(h->config->backend_count <= WORLD_BACKENDS_MAX);
+	for (unsigned i = 0; i < h->config->backend_count; i++) {
+		const struct config_backend *b = &h->config->backends[i];
 
-		w->backend_addrs[i] = world_backend_addr(i);
-		w->backend_limits[i] = (struct check_backend_limit){
-			.addr = &w->backend_addrs[i].sa,
+		h->backend_limits[i] = (struct check_backend_limit){
+			.addr = &h->world->backend_addrs[i].sa,
 			.max_sessions = b->max_sessions,
 		};
-		if (weir_add_backend(w->weir.farm, b, 1) != FARM_OK)
+		if (weir_add_backend(h->weir.farm, b, 1) != FARM_OK)
 			return false;
 	}
 	return true;
 }
 
-static void make_admission(struct world *w)
+static void make_admission(struct house *h)
 {
 	static const uint8_t key[ADMISSION_KEY_LEN] = { 1, 2, 3 };
-	const struct admission_config *limits = &w->config->admission.limits;
+	const struct admission_config *limits = &h->config->admission.limits;
 	size_t size = admission_size(limits);
 
 	size = (size + ADMISSION_ALIGN - 1) / ADMISSION_ALIGN * ADMISSION_ALIGN;
-	w->admission_memory = aligned_alloc(ADMISSION_ALIGN, size);
-	if (w->admission_memory == NULL)
+	h->admission_memory = aligned_alloc(ADMISSION_ALIGN, size);
+	if (h->admission_memory == NULL)
 		abort();
-	w->weir.admission = admission_init(w->admission_memory, limits, key);
-	w->limits.max_sessions = limits->max_sessions;
-	w->limits.max_per_source = limits->max_per_source;
+	h->weir.admission = admission_init(h->admission_memory, limits, key);
+	h->limits.max_sessions = limits->max_sessions;
+	h->limits.max_per_source = limits->max_per_source;
 }
 
 static void on_log(void *owner, unsigned worker, int level, const char *text,
 		   size_t len)
 {
-	struct world *w = owner;
+	struct house *h = owner;
+	struct world *w = h->world;
 
 	check_log(w->check, text, len);
 	if (w->log_fn != NULL)
 		w->log_fn(w->log_owner, worker, level, text, len);
 }
 
-static bool make_workers(struct world *w, unsigned workers)
+static bool make_workers(struct house *h, unsigned workers)
 {
 	char error[WEIR_ERROR_SIZE];
+	struct weir *weir = &h->weir;
 
-	w->weir.config = w->config;
-	w->weir.worker_count = workers;
-	w->weir.sessions_max = w->config->admission.limits.max_sessions +
-			       REFUSED_SPARE;
-	for (unsigned i = 0; i < w->config->backend_count; i++)
-		w->weir.servers_max += w->config->backends[i].max_sessions + 2;
+	weir->config = h->config;
+	weir->worker_count = workers;
+	weir->sessions_max = h->config->admission.limits.max_sessions +
+			     REFUSED_SPARE;
+	weir->servers_max = weir->sessions_max;
 	for (unsigned i = 0; i < workers; i++) {
 		struct io_config config = {
-			.sockets_max = w->weir.sessions_max +
-				       w->weir.servers_max + 2 * OPERATORS +
-				       w->config->backend_count,
-			.buffers = { w->config->weir.small_buffers,
-				     w->config->weir.big_buffers, 32, 32 },
+			.sockets_max = weir->sessions_max + weir->servers_max +
+				       2 * OPERATORS + h->config->backend_count,
+			.buffers = { h->config->weir.small_buffers,
+				     h->config->weir.big_buffers, 32, 32 },
 			.worker = i,
-			.logger = w->logger,
+			.logger = h->logger,
 		};
 
-		w->ios[i] = io_open(&config, error);
-		w->weir.workers[i] = worker_new(&w->weir, i, w->ios[i], error);
-		if (w->weir.workers[i] == NULL) {
-			sim_violation(w->sim, "worker_new: %s", error);
+		h->ios[i] = io_open(&config, error);
+		weir->workers[i] = worker_new(weir, i, h->ios[i], error);
+		if (weir->workers[i] == NULL) {
+			sim_violation(h->world->sim, "worker_new: %s", error);
 			return false;
 		}
 	}
-	w->running = workers;
+	h->running = workers;
 	return true;
 }
 
@@ -123,47 +130,65 @@ static struct config *parse(struct sim *sim, const char *text)
 	return config;
 }
 
+bool world_add_weir(struct world *w, const char *config_text, unsigned workers)
+{
+	assert(workers >= 1);
+	assert(workers <= WORLD_WORKERS_MAX);
+	assert(w->house_count < WORLD_WEIRS_MAX);
+	struct house *h = &w->houses[w->house_count];
+	*h = (struct house){ .world = w, .index = w->house_count++ };
+	h->logger = sim_logger_new(w->sim, on_log, h);
+	h->config = parse(w->sim, config_text);
+	if (h->config == NULL)
+		return false;
+	make_admission(h);
+	if (h->config->backend_count > w->backend_count)
+		w->backend_count = h->config->backend_count;
+	return make_farm(h) && make_workers(h, workers);
+}
+
 bool world_start(struct world *w, uint64_t seed,
 		 const struct sim_faults *faults, const char *config_text,
 		 unsigned workers, FILE *trace)
 {
-	assert(workers >= 1);
-	assert(workers <= WORLD_WORKERS_MAX);
 	*w = (struct world){ .sim = sim_new(seed, faults) };
 	sim_trace_to(w->sim, trace);
 	w->check = check_new(w->sim);
-	w->logger = sim_logger_new(w->sim, on_log, w);
-	w->config = parse(w->sim, config_text);
-	if (w->config == NULL)
-		return false;
-	make_admission(w);
-	return make_farm(w) && make_workers(w, workers);
+	for (unsigned i = 0; i < WORLD_BACKENDS_MAX; i++)
+		w->backend_addrs[i] = world_backend_addr(i);
+	return world_add_weir(w, config_text, workers);
+}
+
+static void house_free(struct house *h)
+{
+	/*
+	 * A worker that has not ended still has sessions: it is left to the
+	 * end of the process.
+	 */
+	for (unsigned i = 0; i < h->weir.worker_count; i++) {
+		if (h->ended[i] && h->weir.workers[i] != NULL)
+			worker_free(&h->weir.workers[i]);
+		io_free(&h->ios[i]);
+	}
+	if (h->weir.farm != NULL)
+		farm_fini(h->weir.farm);
+	free(h->weir.farm);
+	if (h->weir.admission != NULL)
+		admission_fini(h->weir.admission);
+	free(h->admission_memory);
+	config_free(&h->config);
+	config_free(&h->config_before);
+	sim_logger_free(&h->logger);
 }
 
 void world_free(struct world *w)
 {
 	for (unsigned i = 0; i < w->client_count; i++)
 		sim_client_free(&w->clients[i]);
-	/*
-	 * A worker that has not ended still has sessions: it is left to the
-	 * end of the process.
-	 */
-	for (unsigned i = 0; i < w->weir.worker_count; i++) {
-		if (w->ended[i] && w->weir.workers[i] != NULL)
-			worker_free(&w->weir.workers[i]);
-		io_free(&w->ios[i]);
-	}
 	for (unsigned i = 0; i < WORLD_BACKENDS_MAX; i++)
 		sim_backend_free(&w->backends[i]);
-	if (w->weir.farm != NULL)
-		farm_fini(w->weir.farm);
-	free(w->weir.farm);
-	if (w->weir.admission != NULL)
-		admission_fini(w->weir.admission);
-	free(w->admission_memory);
-	config_free(&w->config);
-	config_free(&w->config_before);
-	sim_logger_free(&w->logger);
+	for (unsigned i = 0; i < w->house_count; i++)
+		house_free(&w->houses[i]);
 	check_free(&w->check);
 	sim_free(&w->sim);
 }
@@ -176,6 +201,14 @@ union sim_addr world_backend_addr(unsigned index)
 	return sim_addr_make(host, 25);
 }
 
+union sim_addr world_listen_addr(unsigned weir)
+{
+	char host[32];
+
+	snprintf(host, sizeof(host), "192.0.2.%u", weir + 1);
+	return sim_addr_make(host, 25);
+}
+
 /* --- time --- */
 
 static void pass(struct world *w, int64_t until_us)
@@ -185,74 +218,103 @@ static void pass(struct world *w, int64_t until_us)
 	sim_pass(w->sim, until_us);
 }
 
-/* A worker that has something to do, any of them; -1: none has. */
-static int ready_worker(struct world *w)
+/* One worker of one weir. */
+struct place {
+	struct house *house;
+	unsigned worker;
+};
+
+/* A worker that has something to do, any of them; false: none has. */
+static bool ready_worker(struct world *w, struct place *place)
 {
 	int64_t now_us = sim_now_us(w->sim);
-	unsigned ready[WORLD_WORKERS_MAX], count = 0;
+	struct place ready[WORLD_WEIRS_MAX * WORLD_WORKERS_MAX];
+	uint32_t count = 0;
 
-	for (unsigned i = 0; i < w->weir.worker_count; i++) {
-		if (!w->ended[i] && sim_io_due_us(w->ios[i]) <= now_us)
-			ready[count++] = i;
+	for (unsigned k = 0; k < w->house_count; k++) {
+		struct house *h = &w->houses[k];
+
+		for (unsigned i = 0; i < h->weir.worker_count; i++) {
+			if (!h->ended[i] && sim_io_due_us(h->ios[i]) <= now_us)
+				ready[count++] = (struct place){ h, i };
+		}
 	}
-	return count == 0 ? -1 : (int)ready[sim_below(w->sim, count)];
+	if (count == 0)
+		return false;
+	*place = ready[sim_below(w->sim, count)];
+	return true;
 }
 
-static void config_retire(struct world *w)
+static void config_retire(struct house *h)
 {
-	if (w->config_before == NULL)
+	if (h->config_before == NULL)
 		return;
-	for (unsigned i = 0; i < w->weir.worker_count; i++) {
-		if (!w->ended[i] &&
-		    worker_config_seen(w->weir.workers[i]) != w->config)
+	for (unsigned i = 0; i < h->weir.worker_count; i++) {
+		if (!h->ended[i] &&
+		    worker_config_seen(h->weir.workers[i]) != h->config)
 			return;
 	}
-	config_free(&w->config_before);
+	config_free(&h->config_before);
 }
 
-static void turn(struct world *w, unsigned i)
+static void turn(struct world *w, struct place place)
 {
+	struct house *h = place.house;
+	unsigned i = place.worker;
 	uint64_t allocations = sim_heap_count();
 
 	sim_heap_watch(true);
-	bool goes_on = worker_turn(w->weir.workers[i]);
+	bool goes_on = worker_turn(h->weir.workers[i]);
 	sim_heap_watch(false);
 	if (!goes_on) {
-		w->ended[i] = true;
-		w->running--;
+		h->ended[i] = true;
+		h->running--;
 	}
 	if (sim_heap_count() != allocations)
 		sim_violation(w->sim, "worker %u allocates while it runs", i);
 	w->turns++;
-	if (sim_io_delivered(w->ios[i]) > 0)
-		w->idle_turns[i] = 0;
-	else if (++w->idle_turns[i] > IDLE_TURNS_MAX) {
+	if (sim_io_delivered(h->ios[i]) > 0)
+		h->idle_turns[i] = 0;
+	else if (++h->idle_turns[i] > IDLE_TURNS_MAX) {
 		sim_violation(w->sim,
 			      "worker %u spins: %u turns without an event", i,
-			      w->idle_turns[i]);
+			      h->idle_turns[i]);
 	}
 	if (!w->hushed)
-		check_limits(w->check, w->ios, w->weir.worker_count,
-			     &w->limits);
-	config_retire(w);
+		check_limits(w->check, h->index, h->ios, h->weir.worker_count,
+			     &h->limits);
+	config_retire(h);
 	pass(w, sim_now_us(w->sim) + 1 + sim_below(w->sim, TURN_US_MAX));
+}
+
+/* When a worker of this weir has something to do. */
+static int64_t house_due_us(struct house *h)
+{
+	int64_t next_us = INT64_MAX;
+
+	for (unsigned i = 0; i < h->weir.worker_count; i++) {
+		h->idle_turns[i] = 0;
+		if (h->ended[i])
+			continue;
+		int64_t due_us = sim_io_due_us(h->ios[i]);
+		next_us = due_us < next_us ? due_us : next_us;
+	}
+	return next_us;
 }
 
 /* One step of the world; false: nothing is left to happen before until_us. */
 static bool step(struct world *w, int64_t until_us)
 {
-	int i = ready_worker(w);
+	struct place place;
 
-	if (i >= 0) {
-		turn(w, (unsigned)i);
+	if (ready_worker(w, &place)) {
+		turn(w, place);
 		return true;
 	}
 	int64_t next_us = sim_next_us(w->sim);
-	for (unsigned k = 0; k < w->weir.worker_count; k++) {
-		w->idle_turns[k] = 0;
-		if (w->ended[k])
-			continue;
-		int64_t due_us = sim_io_due_us(w->ios[k]);
+	for (unsigned k = 0; k < w->house_count; k++) {
+		int64_t due_us = house_due_us(&w->houses[k]);
+
 		next_us = due_us < next_us ? due_us : next_us;
 	}
 	if (next_us > until_us) {
@@ -291,21 +353,18 @@ bool world_clients_done(struct world *w)
 	return true;
 }
 
-static size_t sockets_open(struct world *w)
-{
-	size_t open = 0;
+/* What is not home yet, of all weirs. */
+struct unrest {
+	size_t sockets;
+	unsigned slots, buffers, sessions, running;
+};
 
-	for (unsigned i = 0; i < w->weir.worker_count; i++)
-		open += sim_io_connections(w->ios[i]);
-	return open;
-}
-
-static unsigned slots_out(struct world *w)
+static unsigned slots_out(struct farm *farm)
 {
 	unsigned slots = 0;
 
-	for (uint16_t i = 0; i < farm_size(w->weir.farm); i++) {
-		const struct backend *b = farm_at(w->weir.farm, i);
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		const struct backend *b = farm_at(farm, i);
 
 		if (b != NULL)
 			slots += b->inflight;
@@ -313,24 +372,35 @@ static unsigned slots_out(struct world *w)
 	return slots;
 }
 
-static unsigned buffers_out(struct world *w)
+static struct unrest unrest_of(const struct world *w)
 {
-	unsigned out = 0;
+	struct unrest u = { 0 };
 
-	for (unsigned i = 0; i < w->weir.worker_count; i++)
-		out += sim_io_buffers_out(w->ios[i]);
-	return out;
+	for (unsigned k = 0; k < w->house_count; k++) {
+		const struct house *h = &w->houses[k];
+
+		for (unsigned i = 0; i < h->weir.worker_count; i++) {
+			u.sockets += sim_io_connections(h->ios[i]);
+			u.buffers += sim_io_buffers_out(h->ios[i]);
+		}
+		u.slots += slots_out(h->weir.farm);
+		u.sessions += admission_sessions(h->weir.admission);
+		u.running += h->running;
+	}
+	return u;
 }
 
 bool world_is_quiet(struct world *w)
 {
-	return world_clients_done(w) && sockets_open(w) == 0 &&
-	       slots_out(w) == 0 && buffers_out(w) == 0 &&
-	       admission_sessions(w->weir.admission) == 0;
+	struct unrest u = unrest_of(w);
+
+	return world_clients_done(w) && u.sockets == 0 && u.slots == 0 &&
+	       u.buffers == 0 && u.sessions == 0;
 }
 
 const char *world_unrest(struct world *w)
 {
+	struct unrest u = unrest_of(w);
 	unsigned left = 0;
 
 	for (unsigned i = 0; i < w->client_count; i++)
@@ -338,49 +408,62 @@ const char *world_unrest(struct world *w)
 	snprintf(w->unrest, sizeof(w->unrest),
 		 "%u clients, %zu sockets, %u slots, %u buffers, %u sessions, "
 		 "%u workers",
-		 left, sockets_open(w), slots_out(w), buffers_out(w),
-		 admission_sessions(w->weir.admission), w->running);
+		 left, u.sockets, u.slots, u.buffers, u.sessions, u.running);
 	return w->unrest;
+}
+
+unsigned world_running(const struct world *w)
+{
+	return unrest_of(w).running;
 }
 
 /* --- operators --- */
 
-static void wake_all(struct world *w)
-{
-	for (unsigned i = 0; i < w->weir.worker_count; i++)
-		io_wake(w->ios[i]);
-}
-
 bool world_reload(struct world *w, const char *config_text)
 {
-	if (w->config_before != NULL)
+	struct house *h = &w->houses[0];
+
+	if (h->config_before != NULL)
 		return false; /* one at a time */
 	struct config *config = parse(w->sim, config_text);
 	if (config == NULL)
 		return false;
 	const struct admission_config *limits = &config->admission.limits;
 	/* Who is in stays in: the checkers allow the larger of the two. */
-	if (limits->max_sessions > w->limits.max_sessions)
-		w->limits.max_sessions = limits->max_sessions;
-	if (limits->max_per_source == 0 || w->limits.max_per_source == 0)
-		w->limits.max_per_source = 0;
-	else if (limits->max_per_source > w->limits.max_per_source)
-		w->limits.max_per_source = limits->max_per_source;
-	w->config_before = w->config;
-	w->config = config;
-	worker_reload(w->weir.workers[0], config);
+	if (limits->max_sessions > h->limits.max_sessions)
+		h->limits.max_sessions = limits->max_sessions;
+	if (limits->max_per_source == 0 || h->limits.max_per_source == 0)
+		h->limits.max_per_source = 0;
+	else if (limits->max_per_source > h->limits.max_per_source)
+		h->limits.max_per_source = limits->max_per_source;
+	h->config_before = h->config;
+	h->config = config;
+	worker_reload(h->weir.workers[0], config);
 	return true;
 }
 
 static bool all_ended(struct world *w)
 {
-	return w->running == 0;
+	return world_running(w) == 0;
 }
 
 void world_drain_begin(struct world *w)
 {
-	w->weir.draining = true;
-	wake_all(w);
+	for (unsigned k = 0; k < w->house_count; k++) {
+		struct house *h = &w->houses[k];
+
+		h->weir.draining = true;
+		for (unsigned i = 0; i < h->weir.worker_count; i++)
+			io_wake(h->ios[i]);
+	}
+}
+
+void world_stop(struct world *w)
+{
+	sim_starve(w->sim);
+	for (unsigned k = 0; k < w->house_count; k++)
+		w->houses[k].weir.stopping = true;
+	world_drain_begin(w);
 }
 
 bool world_drain(struct world *w, int64_t within_us)
@@ -389,39 +472,61 @@ bool world_drain(struct world *w, int64_t within_us)
 	return world_run_until(w, sim_now_us(w->sim) + within_us, all_ended);
 }
 
-static uint64_t counted(const struct world *w, enum stats_index which)
+/* --- the books --- */
+
+static uint64_t opened_by(const struct house *h)
 {
 	uint64_t sum = 0;
 
-	for (unsigned i = 0; i < w->weir.worker_count; i++)
-		sum += stats_get(&w->weir.stats[i], which);
+	for (unsigned i = 0; i < h->weir.worker_count; i++)
+		sum += stats_get(&h->weir.stats[i], STATS_connections);
 	return sum;
 }
 
-void world_check_books(struct world *w)
+static uint64_t closed_by(const struct house *h)
 {
-	uint64_t closed = 0;
-	uint64_t opened = counted(w, STATS_connections);
+	uint64_t sum = 0;
 
-	for (unsigned i = 0; i < w->weir.worker_count; i++) {
+	for (unsigned i = 0; i < h->weir.worker_count; i++) {
 		for (unsigned k = 0; k < STATS_CLOSE_COUNT; k++)
-			closed += w->weir.stats[i].closed[k];
+			sum += h->weir.stats[i].closed[k];
 	}
-	if (opened != closed)
-		sim_violation(w->sim, "%lu connections opened, %lu closed",
-			      (unsigned long)opened, (unsigned long)closed);
+	return sum;
+}
+
+static void check_counts(struct world *w)
+{
+	uint64_t opened = 0;
+
+	for (unsigned k = 0; k < w->house_count; k++) {
+		const struct house *h = &w->houses[k];
+
+		opened += opened_by(h);
+		if (opened_by(h) != closed_by(h)) {
+			sim_violation(w->sim,
+				      "%lu connections opened, %lu closed",
+				      (unsigned long)opened_by(h),
+				      (unsigned long)closed_by(h));
+		}
+	}
 	if (opened != check_log_sessions(w->check)) {
 		sim_violation(w->sim, "%lu connections opened, %u logged",
 			      (unsigned long)opened,
 			      check_log_sessions(w->check));
 	}
-	if (slots_out(w) != 0 || buffers_out(w) != 0 || sockets_open(w) != 0 ||
-	    admission_sessions(w->weir.admission) != 0) {
+}
+
+void world_check_books(struct world *w)
+{
+	struct unrest u = unrest_of(w);
+
+	check_counts(w);
+	if (u.slots != 0 || u.buffers != 0 || u.sockets != 0 ||
+	    u.sessions != 0) {
 		sim_violation(w->sim,
 			      "at the end %u slots, %u buffers, %zu sockets "
 			      "and %u sessions are not home",
-			      slots_out(w), buffers_out(w), sockets_open(w),
-			      admission_sessions(w->weir.admission));
+			      u.slots, u.buffers, u.sockets, u.sessions);
 	}
 	for (unsigned i = 0; i < w->client_count; i++) {
 		const union sim_addr *addr = sim_client_addr(w->clients[i]);
