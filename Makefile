@@ -64,7 +64,7 @@ PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
           session_reply.c upstream.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
           hold.c) \
-        $(addprefix balancer/,backend.c balancer.c busy.c) \
+        $(addprefix balancer/,backend.c balancer.c busy.c limit.c) \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
 CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c)
@@ -112,7 +112,8 @@ NEEDS_upstream  := proxy/upstream.c proxy/smtp.c balancer/busy.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 NEEDS_health    := health/health.c
 NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c
-NEEDS_backend   := balancer/backend.c health/health.c
+NEEDS_limit     := balancer/limit.c
+NEEDS_backend   := balancer/backend.c balancer/limit.c health/health.c
 NEEDS_balancer  := $(NEEDS_backend) balancer/balancer.c health/probe.c \
                    balancer/busy.c proxy/smtp.c
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))

@@ -29,10 +29,13 @@ enum limit_phase {
 };
 
 struct limit_policy {
-	int64_t retry_ms;     /* after the first failed probe, about */
-	int64_t retry_max_ms; /* after many */
-	uint32_t start;       /* the limit of a backend with no ceiling */
+	int64_t retry_ms;     /* after the first failed probe, about; 1.. */
+	int64_t retry_max_ms; /* after many; retry_ms or more */
+	uint32_t start;       /* the limit of a backend with no ceiling; 1.. */
 };
+
+/* 0.5 s, 10 s, 4. */
+struct limit_policy limit_policy_default(void);
 
 /*	EVENT(NAME, name, help): what moved the limit last */
 #define LIMIT_EVENTS(EVENT)                                                    \
@@ -46,7 +49,7 @@ struct limit_policy {
 	EVENT(SLOW, slow, "it greeted late, as one that queues")               \
 	EVENT(COOLED, cooled, "short of resources at MAIL or after a body")    \
 	EVENT(RETURNED, returned, "back in service: a quarter of what it had") \
-	EVENT(CEILING, ceiling, "max_sessions was lowered")
+	EVENT(CEILING, ceiling, "max_sessions was set")
 
 #define LIMIT_EVENT_ENUM(NAME, name, help) LIMIT_##NAME,
 enum limit_event { LIMIT_EVENTS(LIMIT_EVENT_ENUM) LIMIT_EVENT_COUNT };
@@ -58,6 +61,8 @@ enum {
 	LIMIT_COOL_MS = 5000,  /* a cooldown cuts once in this */
 	LIMIT_BASE_SLOTS = 10, /* minutes that the baseline looks back */
 	LIMIT_BASE_BUCKETS = 24,
+	LIMIT_BASE_MIN = 5,   /* greetings, before there is a baseline */
+	LIMIT_ALARM_MIN = 20, /* attempts below the wall, before an alarm */
 	LIMIT_MAX = 1 << 20,
 };
 
@@ -75,8 +80,9 @@ struct limit {
 	int64_t next_probe_ms; /* no probe before this */
 	int64_t last_cut_ms;
 	int64_t last_cool_ms;
-	double cool_from; /* l before the last cooldown; 0: taken back */
-	bool half;        /* one half-weight refusal is noted */
+	double cool_from;    /* l before the last cooldown; 0: it moved since */
+	unsigned cool_votes; /* for that cooldown, not taken back */
+	bool half;           /* one half-weight refusal is noted */
 
 	/* for `show limits` */
 	enum limit_event last; /* what moved l last */
@@ -87,16 +93,24 @@ struct limit {
 	int64_t base_minute;
 	uint16_t base[LIMIT_BASE_SLOTS][LIMIT_BASE_BUCKETS];
 	uint32_t baseline_ms; /* their tenth percentile; 0: too few yet */
+
+	/* attempts well under the wall, and those refused, of the minute that
+	   runs and the one before */
+	int64_t under_minute;
+	uint32_t under[2], under_refused[2];
 };
 
 /*
  * ceiling: 1..LIMIT_MAX.  The limit starts there, as the operator vouches for
- * it; with no ceiling (LIMIT_MAX) at policy->start.
+ * it; with no ceiling (LIMIT_MAX) at policy->start.  Nothing is out.
  */
 void limit_begin(struct limit *l, const struct limit_policy *policy,
 		 uint32_t ceiling, int64_t now_ms);
 
-/* max_sessions changed. */
+/*
+ * max_sessions changed.  What is above it comes down; a limit that stood at
+ * the old one, or has learned nothing yet, begins at the new one.
+ */
 void limit_set_ceiling(struct limit *l, const struct limit_policy *policy,
 		       uint32_t ceiling, int64_t now_ms);
 
@@ -132,7 +146,10 @@ enum limit_phase limit_maybe(struct limit *l, const struct limit_policy *policy,
 			     uint64_t random);
 enum limit_phase limit_gone(struct limit *l, enum limit_phase phase);
 
-/* Short of resources: down to 0.7, once in LIMIT_COOL_MS; and taken back. */
+/*
+ * Short of resources: down to 0.7, once in LIMIT_COOL_MS.  Taken back: if
+ * nothing moved the limit since, and each of those who said so took it back.
+ */
 void limit_cool(struct limit *l, int64_t now_ms);
 void limit_uncool(struct limit *l, int64_t now_ms);
 
@@ -149,6 +166,13 @@ void limit_seed(struct limit *l, int64_t ms, int64_t now_ms);
  * most_ms while nothing is known, or nothing else is greeted there.
  */
 int64_t limit_patience_ms(const struct limit *l, int64_t most_ms);
+
+/*
+ * It refuses more than a tenth of what it is sent while it has clearly less
+ * than where it stood (a quarter less): then slots are not its trouble, and a
+ * limit no help.  For people.
+ */
+bool limit_is_alarmed(const struct limit *l, int64_t now_ms);
 
 /* Words.  NUL-terminated, never NULL. */
 const char *limit_event_name(enum limit_event event);
