@@ -48,6 +48,8 @@ static const char usage_text[] =
 	"  -R, --recipients N      recipients of a message (1)\n"
 	"  -s, --size N[-N]        octets of a body, such as 4K or 1K-100K (4K)\n"
 	"      --think D[-D]       pause between a session's messages (none)\n"
+	"      --pause D           closed loop: a client comes again after D, not\n"
+	"                          at once\n"
 	"      --idle N            N more sessions that only say EHLO and stay\n"
 	"\n"
 	"From where, to whom\n"
@@ -63,6 +65,7 @@ static const char usage_text[] =
 	"      --bdat[=SIZE]       BDAT in place of DATA if CHUNKING is offered;\n"
 	"                          in chunks of SIZE, or all in one\n"
 	"      --slow PERCENT[:D]  so many send an octet every D (100ms)\n"
+	"      --body-time D[-D]   send a message evenly over so long, after 354\n"
 	"      --abort STAGE:PERCENT\n"
 	"                          so many reset the connection at connect,\n"
 	"                          greeting, ehlo, mail, rcpt, data (after\n"
@@ -74,6 +77,7 @@ static const char usage_text[] =
 	"Report\n"
 	"  -j, --json FILE         also as JSON; \"-\": that in place of tables\n"
 	"      --journal FILE      \"ID SHA256\" of each acknowledged message\n"
+	"      --per-source        also for each source address\n"
 	"  -q, --quiet             no tables, no progress\n"
 	"  -h, --help              this text\n"
 	"\n"
@@ -272,6 +276,7 @@ static bool read_target(struct load_options *o, const char *text)
 enum option_code {
 	OPT_ARRIVALS = 256,
 	OPT_THINK,
+	OPT_PAUSE,
 	OPT_IDLE,
 	OPT_SOURCES,
 	OPT_SOURCE_RANGE,
@@ -281,10 +286,12 @@ enum option_code {
 	OPT_PIPELINING,
 	OPT_BDAT,
 	OPT_SLOW,
+	OPT_BODY_TIME,
 	OPT_ABORT,
 	OPT_TIMEOUT,
 	OPT_SEED,
 	OPT_JOURNAL,
+	OPT_PER_SOURCE,
 };
 
 static const struct option longs[] = {
@@ -297,6 +304,7 @@ static const struct option longs[] = {
 	{ "recipients", required_argument, NULL, 'R' },
 	{ "size", required_argument, NULL, 's' },
 	{ "think", required_argument, NULL, OPT_THINK },
+	{ "pause", required_argument, NULL, OPT_PAUSE },
 	{ "idle", required_argument, NULL, OPT_IDLE },
 	{ "sources", required_argument, NULL, OPT_SOURCES },
 	{ "source-range", required_argument, NULL, OPT_SOURCE_RANGE },
@@ -306,11 +314,13 @@ static const struct option longs[] = {
 	{ "pipelining", required_argument, NULL, OPT_PIPELINING },
 	{ "bdat", optional_argument, NULL, OPT_BDAT },
 	{ "slow", required_argument, NULL, OPT_SLOW },
+	{ "body-time", required_argument, NULL, OPT_BODY_TIME },
 	{ "abort", required_argument, NULL, OPT_ABORT },
 	{ "timeout", required_argument, NULL, OPT_TIMEOUT },
 	{ "seed", required_argument, NULL, OPT_SEED },
 	{ "json", required_argument, NULL, 'j' },
 	{ "journal", required_argument, NULL, OPT_JOURNAL },
+	{ "per-source", no_argument, NULL, OPT_PER_SOURCE },
 	{ "quiet", no_argument, NULL, 'q' },
 	{ "help", no_argument, NULL, 'h' },
 	{ NULL, 0, NULL, 0 },
@@ -345,6 +355,11 @@ static bool read_amount(struct load_options *o, int c, const char *value)
 	case OPT_THINK:
 		return quantity_duration_range(value, &o->think_min_ms,
 					       &o->think_max_ms);
+	case OPT_PAUSE:
+		return quantity_duration(value, &o->pause_ms);
+	case OPT_BODY_TIME:
+		return quantity_duration_range(value, &o->body_min_ms,
+					       &o->body_max_ms);
 	case OPT_IDLE:
 		return quantity_count(value, 1000000, &o->idle);
 	case OPT_SOURCES:
@@ -392,6 +407,9 @@ static bool read_manner(struct load_options *o, int c, char *value)
 	case OPT_JOURNAL:
 		o->journal = value;
 		return true;
+	case OPT_PER_SOURCE:
+		o->per_source = true;
+		return true;
 	case 'q':
 		o->quiet = true;
 		return true;
@@ -407,6 +425,23 @@ static const char *name_of(int c)
 			return longs[i].name;
 	}
 	return "?";
+}
+
+/* What does not go together, each allowed by itself. */
+static void check_options(const struct load_options *o)
+{
+	if (o->target.ss_family != AF_INET && o->source_count > 0)
+		errx(1, "%s: source addresses are IPv4 only", o->target_text);
+	if (o->pause_ms > 0 && o->rate > 0)
+		errx(1, "--pause: with --rate nobody waits for an end");
+	if (o->body_max_ms > 0 && o->bdat)
+		errx(1, "--body-time: not with --bdat");
+	if (o->per_source &&
+	    (o->source_count == 0 || o->source_count > LOAD_SOURCES_MAX))
+		errx(1,
+		     "--per-source: --sources or --source-range of 1 to %d "
+		     "is needed",
+		     LOAD_SOURCES_MAX);
 }
 
 static void read_options(struct load_options *o, int argc, char **argv)
@@ -440,8 +475,7 @@ static void read_options(struct load_options *o, int argc, char **argv)
 	o->target_text = argv[optind];
 	if (!read_target(o, o->target_text))
 		errx(1, "%s: HOST:PORT is expected", o->target_text);
-	if (o->target.ss_family != AF_INET && o->source_count > 0)
-		errx(1, "%s: source addresses are IPv4 only", o->target_text);
+	check_options(o);
 	if (o->to_count == 0)
 		o->to[o->to_count++] = "rcpt@load.test";
 	if (o->idle > 0 && !given_sessions)
@@ -511,6 +545,74 @@ static void advance(struct load *load, struct plan *plan)
 	plan->next_us += (int64_t)(gap * 1e6);
 }
 
+void load_pause(struct load *load, int64_t due_us)
+{
+	struct load_pauses *p = &load->pauses;
+
+	assert(p->count < p->cap);
+	p->due_us[(p->first + p->count) % p->cap] = due_us;
+	p->count++;
+}
+
+/*
+ * With --pause every client is in the ring or has a session.  At first all
+ * are in it, spread over one pause, so that they do not come in step.
+ */
+static void prepare_pauses(struct load *load)
+{
+	const struct load_options *o = &load->options;
+	struct load_pauses *p = &load->pauses;
+
+	if (o->pause_ms == 0 || o->sessions == 0)
+		return;
+	p->cap = (size_t)o->sessions;
+	p->due_us = calloc(p->cap, sizeof(*p->due_us));
+	if (p->due_us == NULL)
+		err(1, "out of memory");
+	for (size_t i = 0; i < p->cap; i++)
+		load_pause(load, load->now_us + o->pause_ms * 1000 *
+							(int64_t)i /
+							(int64_t)p->cap);
+}
+
+/*
+ * When the next session is due, without --idle's.  INT64_MAX: not before
+ * another one ends.
+ */
+static int64_t next_due_us(const struct load *load, const struct plan *plan)
+{
+	const struct load_options *o = &load->options;
+	const struct load_pauses *p = &load->pauses;
+
+	if (is_over(load, plan))
+		return INT64_MAX;
+	if (o->rate > 0)
+		return plan->next_us;
+	if (p->cap > 0)
+		return p->count > 0 ? p->due_us[p->first] : INT64_MAX;
+	return load->open < o->sessions ? load->now_us : INT64_MAX;
+}
+
+/* The one that is due now. */
+static void start_one(struct load *load, struct plan *plan)
+{
+	const struct load_options *o = &load->options;
+	struct load_pauses *p = &load->pauses;
+	int64_t due_us = next_due_us(load, plan);
+
+	plan->begun++;
+	if (p->cap > 0) {
+		p->first = (p->first + 1) % p->cap;
+		p->count--;
+	}
+	if (load->open >= o->sessions)
+		load->stats->overrun++;
+	else
+		load_session_start(load, false, due_us);
+	if (o->rate > 0)
+		advance(load, plan);
+}
+
 static void start_some(struct load *load, struct plan *plan)
 {
 	const struct load_options *o = &load->options;
@@ -524,21 +626,9 @@ static void start_some(struct load *load, struct plan *plan)
 	/* Idle ones first: the others shall meet them. */
 	if (load->idle_started < o->idle)
 		return;
-	while (!is_over(load, plan) && started++ < STARTS_MAX) {
-		if (o->rate > 0 && plan->next_us > load->now_us)
-			return;
-		if (load->open >= o->sessions && o->rate == 0)
-			return;
-		int64_t due_us = o->rate > 0 ? plan->next_us : load->now_us;
-
-		plan->begun++;
-		if (load->open >= o->sessions)
-			load->stats->overrun++;
-		else
-			load_session_start(load, false, due_us);
-		if (o->rate > 0)
-			advance(load, plan);
-	}
+	while (next_due_us(load, plan) <= load->now_us &&
+	       started++ < STARTS_MAX)
+		start_one(load, plan);
 }
 
 /* Microseconds to the next thing that time brings. */
@@ -546,16 +636,13 @@ static int64_t pause_us(const struct load *load, const struct plan *plan)
 {
 	const struct load_options *o = &load->options;
 	const struct heap_node *first = heap_first(&load->timers);
+	int64_t due_us = next_due_us(load, plan);
 	int64_t pause = PROGRESS_US;
 
 	if (first != NULL && first->at_ms * 1000 - load->now_us < pause)
 		pause = first->at_ms * 1000 - load->now_us + 1;
-	if (!is_over(load, plan)) {
-		if (o->rate > 0 && plan->next_us - load->now_us < pause)
-			pause = plan->next_us - load->now_us;
-		if (o->rate == 0 && load->open < o->sessions)
-			pause = 0;
-	}
+	if (due_us != INT64_MAX && due_us - load->now_us < pause)
+		pause = due_us - load->now_us;
 	if (load->idle_started < o->idle && !load->stopping)
 		pause = 0;
 	return pause > 0 ? pause : 0;
@@ -652,9 +739,16 @@ static void prepare(struct load *load)
 			err(1, "%s", load->options.journal);
 	}
 	load->random = load->options.seed;
+	if (load->options.per_source) {
+		load->sources = calloc((size_t)load->options.source_count,
+				       sizeof(*load->sources));
+		if (load->sources == NULL)
+			err(1, "out of memory");
+	}
 	tally_init(&load->tally);
 	load_message_prepare(load);
 	load->now_us = load->start_us = load->progress_us = load_clock_us();
+	prepare_pauses(load);
 }
 
 static struct load *load_new(void)
@@ -687,6 +781,8 @@ static void load_free(struct load *load)
 	heap_free(&load->timers);
 	free(load->read_buf);
 	free(load->stats);
+	free(load->sources);
+	free(load->pauses.due_us);
 	(void)close(load->epoll_fd);
 	free(load);
 }

@@ -24,12 +24,13 @@
  */
 
 enum {
-	LOAD_READ_MAX = 16384,  /* octets taken in one recv */
-	LOAD_LINE_MAX = 8192,   /* of a reply; a longer one is nonsense */
-	LOAD_BODIES_MAX = 64,   /* distinct bodies */
-	LOAD_REFUSALS_MAX = 32, /* distinct refusals that are reported */
-	LOAD_TEXT_MAX = 160,    /* octets kept of a refusal */
-	LOAD_TO_MAX = 64,       /* --to options */
+	LOAD_READ_MAX = 16384,    /* octets taken in one recv */
+	LOAD_LINE_MAX = 8192,     /* of a reply; a longer one is nonsense */
+	LOAD_BODIES_MAX = 64,     /* distinct bodies */
+	LOAD_REFUSALS_MAX = 32,   /* distinct refusals that are reported */
+	LOAD_TEXT_MAX = 160,      /* octets kept of a refusal */
+	LOAD_TO_MAX = 64,         /* --to options */
+	LOAD_SOURCES_MAX = 65536, /* that --per-source reports */
 	LOAD_ID_LEN = 26,
 };
 
@@ -98,6 +99,8 @@ struct load_options {
 	uint64_t bdat_chunk; /* octets; 0: all in one */
 	double slow_percent;
 	int64_t slow_ms;
+	int64_t body_min_ms, body_max_ms; /* to send a body; 0: at once */
+	int64_t pause_ms; /* closed loop: before a client comes again */
 	double abort_percent[LOAD_PHASES];
 	int64_t think_min_ms, think_max_ms;
 	int64_t timeout_ms;
@@ -108,6 +111,7 @@ struct load_options {
 	const char *json;
 	const char *journal;
 	uint64_t seed;
+	bool per_source;
 	bool quiet;
 };
 
@@ -116,6 +120,17 @@ struct load_refusal {
 	uint64_t count;
 	size_t len;
 	char text[LOAD_TEXT_MAX];
+};
+
+/* What clients of one source address met. */
+struct load_source {
+	uint64_t ended;
+	uint64_t failed;
+	uint64_t acknowledged;
+	uint64_t refused;  /* messages */
+	uint64_t timed;    /* sessions that came to QUIT */
+	uint64_t total_us; /* of them */
+	uint64_t longest_us;
 };
 
 struct load_stats {
@@ -141,6 +156,12 @@ struct load_stats {
 
 struct load_session;
 
+/* Clients that come again, in the order in which they do. */
+struct load_pauses {
+	int64_t *due_us; /* a ring of `cap`; owned, or NULL */
+	size_t first, count, cap;
+};
+
 struct load {
 	struct load_options options;
 	int epoll_fd;
@@ -155,8 +176,10 @@ struct load {
 	uint64_t open;                 /* without the idle ones */
 	uint64_t idle_open;            /* idle ones */
 	uint64_t idle_started;
-	bool stopping;  /* nothing new is begun */
-	char *read_buf; /* LOAD_LINE_MAX + LOAD_READ_MAX octets */
+	struct load_pauses pauses;
+	struct load_source *sources; /* of --per-source; owned, or NULL */
+	bool stopping;               /* nothing new is begun */
+	char *read_buf;              /* LOAD_LINE_MAX + LOAD_READ_MAX octets */
 	struct load_body bodies[LOAD_BODIES_MAX];
 	size_t body_count;
 	char *header; /* template, with room for two ids */
@@ -177,6 +200,9 @@ uint64_t load_between(struct load *load, uint64_t low, uint64_t high);
 
 /* True so many times in a hundred. */
 bool load_chance(struct load *load, double percent);
+
+/* With --pause: a client comes again at due_us, which is the latest yet. */
+void load_pause(struct load *load, int64_t due_us);
 
 /* --- load_session.c --- */
 
@@ -212,7 +238,10 @@ void load_report_progress(struct load *load);
 void load_report_tables(const struct load *load, FILE *out);
 void load_report_json(const struct load *load, FILE *out);
 
-/* Sessions that did not do what was asked. */
+/* Whether a session that ended so did not do what was asked. */
+bool load_report_is_failure(enum load_ending ending);
+
+/* Sessions that did not. */
 uint64_t load_report_failed(const struct load_stats *st);
 
 /* As in --abort and in the report. */

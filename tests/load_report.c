@@ -1,3 +1,4 @@
+#include <arpa/inet.h>
 #include <math.h>
 #include <string.h>
 
@@ -42,11 +43,19 @@ static const struct ending_text endings[LOAD_ENDINGS] = {
 static const double percents[] = { 50, 90, 99, 99.9 };
 static const char *const percent_names[] = { "p50", "p90", "p99", "p99.9" };
 
-enum { PERCENTS = sizeof(percents) / sizeof(percents[0]) };
+enum {
+	PERCENTS = sizeof(percents) / sizeof(percents[0]),
+	SOURCES_SHOWN = 10,
+};
 
 const char *load_report_phase_name(enum load_phase phase)
 {
 	return phase_names[phase];
+}
+
+bool load_report_is_failure(enum load_ending ending)
+{
+	return endings[ending].is_failure;
 }
 
 void load_report_refusal(struct load_stats *st, enum load_phase phase,
@@ -220,6 +229,70 @@ static void put_endings(const struct load_stats *st, FILE *out)
 		fprintf(out, "%10llu  others\n", ull(st->refusals_untold));
 }
 
+static void source_name(const struct load *load, size_t index,
+			char text[INET_ADDRSTRLEN])
+{
+	struct in_addr in = {
+		.s_addr = htonl(load->options.source_first + (uint32_t)index),
+	};
+
+	if (inet_ntop(AF_INET, &in, text, INET_ADDRSTRLEN) == NULL)
+		text[0] = '\0';
+}
+
+static uint64_t mean_us(const struct load_source *source)
+{
+	return source->timed == 0 ? 0 : source->total_us / source->timed;
+}
+
+/* The source behind `after` in the table's order: most failures first. */
+static size_t next_source(const struct load *load, size_t after)
+{
+	const struct load_source *all = load->sources;
+	size_t count = (size_t)load->options.source_count;
+	size_t best = count;
+
+	for (size_t i = 0; i < count; i++) {
+		if (after < count &&
+		    (all[i].failed > all[after].failed ||
+		     (all[i].failed == all[after].failed && i <= after)))
+			continue;
+		if (best == count || all[i].failed > all[best].failed)
+			best = i;
+	}
+	return best;
+}
+
+static void put_sources(const struct load *load, FILE *out)
+{
+	char text[INET_ADDRSTRLEN];
+	size_t count = (size_t)load->options.source_count;
+	size_t at = count;
+
+	if (load->sources == NULL)
+		return;
+	fputs("\nsource           sessions    failed   refused  acknowledged"
+	      "      mean       max\n",
+	      out);
+	for (size_t row = 0; row < SOURCES_SHOWN; row++) {
+		at = next_source(load, at);
+		if (at == count)
+			return;
+		const struct load_source *s = &load->sources[at];
+
+		source_name(load, at, text);
+		fprintf(out, "%-15s %9llu %9llu %9llu %13llu ", text,
+			ull(s->ended), ull(s->failed), ull(s->refused),
+			ull(s->acknowledged));
+		put_time(out, mean_us(s));
+		put_time(out, s->longest_us);
+		fputc('\n', out);
+	}
+	if (count > SOURCES_SHOWN)
+		fprintf(out, "and %llu more, with no more failures each\n",
+			ull(count - SOURCES_SHOWN));
+}
+
 void load_report_tables(const struct load *load, FILE *out)
 {
 	const struct load_stats *st = load->stats;
@@ -252,6 +325,7 @@ void load_report_tables(const struct load *load, FILE *out)
 	put_times(st, out);
 	put_codes(st, out);
 	put_endings(st, out);
+	put_sources(load, out);
 	fflush(out);
 }
 
@@ -341,6 +415,29 @@ static void json_endings(const struct load_stats *st, FILE *out)
 	fputc(']', out);
 }
 
+static void json_sources(const struct load *load, FILE *out)
+{
+	char text[INET_ADDRSTRLEN];
+
+	if (load->sources == NULL)
+		return;
+	fputs(", \"sources\": [", out);
+	for (size_t i = 0; i < load->options.source_count; i++) {
+		const struct load_source *s = &load->sources[i];
+
+		source_name(load, i, text);
+		fprintf(out,
+			"%s{\"address\": \"%s\", \"ended\": %llu, "
+			"\"failed\": %llu, \"acknowledged\": %llu, "
+			"\"refused\": %llu, \"mean_us\": %llu, "
+			"\"max_us\": %llu}",
+			i > 0 ? ", " : "", text, ull(s->ended), ull(s->failed),
+			ull(s->acknowledged), ull(s->refused), ull(mean_us(s)),
+			ull(s->longest_us));
+	}
+	fputc(']', out);
+}
+
 void load_report_json(const struct load *load, FILE *out)
 {
 	const struct load_stats *st = load->stats;
@@ -369,6 +466,7 @@ void load_report_json(const struct load *load, FILE *out)
 	json_times(st, out);
 	json_codes(st, out);
 	json_endings(st, out);
+	json_sources(load, out);
 	fputs("}\n", out);
 	fflush(out);
 }

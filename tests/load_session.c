@@ -15,7 +15,12 @@
 #define IP_BIND_ADDRESS_NO_PORT 24
 #endif
 
-enum { COMMAND_MAX = 1024, PARTS = 3 };
+enum {
+	COMMAND_MAX = 1024,
+	PARTS = 3,
+	BODY_PIECES = 20, /* of a body that --body-time spreads */
+	BODY_TICK_MAX_MS = 1000,
+};
 
 struct load_session {
 	int fd; /* -1: it has ended */
@@ -64,6 +69,8 @@ struct load_session {
 	unsigned chunks_due; /* replies */
 	bool body_going;     /* its last octet is not yet queued or sent */
 	bool body_sent;
+	int64_t body_ms; /* to be spread over; 0: sent at once */
+	int64_t body_since_us;
 	int64_t sent_us; /* when its last octet left */
 };
 
@@ -82,10 +89,52 @@ static void count_message_lost(struct load_session *s)
 	s->in_message = false;
 }
 
+static struct load_source *source_of(const struct load_session *s)
+{
+	const struct load *load = s->load;
+
+	if (load->sources == NULL)
+		return NULL;
+	return &load->sources[s->number % load->options.source_count];
+}
+
+static void count_refused(struct load_session *s)
+{
+	struct load_source *source = source_of(s);
+
+	s->load->stats->refused++;
+	if (source != NULL)
+		source->refused++;
+	s->in_message = false;
+}
+
+static void count_ending(struct load_session *s, enum load_ending ending)
+{
+	struct load_stats *st = s->load->stats;
+	struct load_source *source = source_of(s);
+	bool timed = !s->idle &&
+		     (ending == LOAD_COMPLETE || ending == LOAD_REJECTED);
+	uint64_t took_us = (uint64_t)(s->load->now_us - s->due_us);
+
+	st->ended++;
+	st->endings[ending][s->phase]++;
+	if (timed)
+		histogram_add(&st->times[LOAD_SESSION], took_us);
+	if (source == NULL)
+		return;
+	source->ended++;
+	source->failed += load_report_is_failure(ending);
+	if (!timed)
+		return;
+	source->timed++;
+	source->total_us += took_us;
+	if (took_us > source->longest_us)
+		source->longest_us = took_us;
+}
+
 static void end(struct load_session *s, enum load_ending ending)
 {
 	struct load *load = s->load;
-	struct load_stats *st = load->stats;
 
 	if (s->fd < 0)
 		return;
@@ -97,11 +146,7 @@ static void end(struct load_session *s, enum load_ending ending)
 				 sizeof(reset));
 	}
 	count_message_lost(s);
-	st->ended++;
-	st->endings[ending][s->phase]++;
-	if (!s->idle && (ending == LOAD_COMPLETE || ending == LOAD_REJECTED))
-		histogram_add(&st->times[LOAD_SESSION],
-			      (uint64_t)(load->now_us - s->due_us));
+	count_ending(s, ending);
 	(void)close(s->fd);
 	s->fd = -1;
 	heap_remove(&load->timers, &s->timer);
@@ -118,6 +163,8 @@ static void end(struct load_session *s, enum load_ending ending)
 		load->idle_open--;
 	else
 		load->open--;
+	if (!s->idle && load->options.pause_ms > 0)
+		load_pause(load, load->now_us + load->options.pause_ms * 1000);
 	s->next = load->dead;
 	load->dead = s;
 }
@@ -195,10 +242,19 @@ static size_t put_header(struct load_session *s)
 
 static void queue_data_body(struct load_session *s)
 {
+	struct load *load = s->load;
+	const struct load_options *o = &load->options;
+
+	if (o->body_max_ms > 0) {
+		s->body_ms = (int64_t)load_between(load,
+						   (uint64_t)o->body_min_ms,
+						   (uint64_t)o->body_max_ms);
+		s->body_since_us = load->now_us;
+	}
 	(void)put_header(s);
 	s->body = s->content->stuffed;
 	s->body_len = s->content->stuffed_len;
-	s->tail = s->load->end_of_data;
+	s->tail = load->end_of_data;
 	s->body_going = true;
 	s->due++;
 	s->phase = LOAD_EOD;
@@ -274,6 +330,46 @@ static bool cut_short(struct load_session *s, struct iovec *iov, size_t *count)
 	return false;
 }
 
+static bool is_spread(const struct load_session *s)
+{
+	return s->body_ms > 0 && s->body_going;
+}
+
+/*
+ * With --body-time: cut down to what is due by now.  True if that is nothing,
+ * and the timer is set for when there will be some.
+ */
+static bool keep_pace(struct load_session *s, struct iovec *iov, size_t *count,
+		      size_t total)
+{
+	int64_t since_us = s->load->now_us - s->body_since_us;
+	int64_t tick_ms = s->body_ms / BODY_PIECES + 1;
+	size_t due = total;
+
+	if (!is_spread(s))
+		return false;
+	if (since_us < s->body_ms * 1000)
+		due = (size_t)((double)total * (double)since_us /
+			       ((double)s->body_ms * 1e3));
+	if (due <= s->sent) {
+		if (tick_ms > BODY_TICK_MAX_MS)
+			tick_ms = BODY_TICK_MAX_MS;
+		set_timer(s, tick_ms);
+		return true;
+	}
+	size_t left = due - s->sent;
+	size_t used = 0;
+
+	while (used < *count && left > 0) {
+		if (iov[used].iov_len > left)
+			iov[used].iov_len = left;
+		left -= iov[used].iov_len;
+		used++;
+	}
+	*count = used;
+	return false;
+}
+
 static void all_sent(struct load_session *s)
 {
 	s->out_len = s->body_len = s->sent = 0;
@@ -282,7 +378,7 @@ static void all_sent(struct load_session *s)
 	s->out = NULL;
 	s->out_cap = 0;
 	set_timer(s, s->load->options.timeout_ms);
-	if (s->slow) /* its own slowness is not the server's */
+	if (s->slow || is_spread(s)) /* that slowness is not the server's */
 		s->mark_us = s->load->now_us;
 	if (!s->body_going)
 		return;
@@ -309,7 +405,8 @@ static bool flush(struct load_session *s)
 	size_t count = 0;
 
 	while (s->fd >= 0 && (count = parts_of(s, iov, &total)) > 0) {
-		if (cut_short(s, iov, &count))
+		if (keep_pace(s, iov, &count, total) ||
+		    cut_short(s, iov, &count))
 			return true;
 		if (s->slow) {
 			count = 1;
@@ -426,9 +523,8 @@ static void next_message(struct load_session *s)
 /* The transaction is over without an end of data. */
 static void message_failed(struct load_session *s)
 {
-	s->load->stats->refused++;
+	count_refused(s);
 	s->any_refused = true;
-	s->in_message = false;
 	if (s->messages >= s->load->options.messages || s->load->stopping) {
 		say_quit(s);
 		return;
@@ -443,13 +539,15 @@ static void message_answered(struct load_session *s, bool positive)
 	struct load_stats *st = load->stats;
 	uint8_t mark[TALLY_SHA_OCTETS];
 
-	s->in_message = false;
 	if (!positive) {
-		st->refused++;
+		count_refused(s);
 		s->any_refused = true;
 		next_message(s);
 		return;
 	}
+	s->in_message = false;
+	if (source_of(s) != NULL)
+		source_of(s)->acknowledged++;
 	st->acknowledged++;
 	st->octets += load->header_len + s->content->raw_len;
 	tally_mark(&load->tally, s->id, LOAD_ID_LEN, s->content->sha, mark);
@@ -553,8 +651,7 @@ static void got_eod(struct load_session *s, unsigned code)
 	if (s->chunks_due > 1 || (s->chunks_due == 1 && chunks_left(s))) {
 		s->chunks_due--;
 		if (!positive) { /* what it does with the rest is unknown */
-			s->load->stats->refused++;
-			s->in_message = false;
+			count_refused(s);
 			end(s, LOAD_REFUSED);
 		} else if (!s->pipelining && s->out_len == 0) {
 			queue_chunk(s);
@@ -562,8 +659,7 @@ static void got_eod(struct load_session *s, unsigned code)
 		return;
 	}
 	if (!s->body_sent && s->body_going) { /* it spoke before the end */
-		s->load->stats->refused++;
-		s->in_message = false;
+		count_refused(s);
 		s->phase = LOAD_BODY;
 		end(s, LOAD_REFUSED);
 		return;
@@ -602,10 +698,8 @@ static void got_reply(struct load_session *s, unsigned code, const char *text,
 	if (code >= 400)
 		load_report_refusal(st, phase, text, len);
 	if (code == 421) {
-		if (s->in_message) {
-			st->refused++;
-			s->in_message = false;
-		}
+		if (s->in_message)
+			count_refused(s);
 		end(s, LOAD_421);
 		return;
 	}
@@ -854,12 +948,17 @@ struct load_session *load_session_of_timer(struct heap_node *timer)
 							timer));
 }
 
+static bool is_paced(const struct load_session *s)
+{
+	return s->slow || is_spread(s);
+}
+
 /* A slow talker whose octets nobody takes. */
 static bool is_stuck(const struct load_session *s)
 {
 	const struct load *load = s->load;
 
-	return s->slow && s->out_len > 0 &&
+	return is_paced(s) && s->out_len > 0 &&
 	       load->now_us - s->moved_us > load->options.timeout_ms * 1000;
 }
 
@@ -873,9 +972,10 @@ void load_session_timer(struct load_session *s)
 	if (s->parked)
 		return;
 	/* A reply that came meanwhile has put the deadline off. */
-	if (s->slow && s->out_len > 0 && !is_stuck(s)) {
+	if (is_paced(s) && s->out_len > 0 && !is_stuck(s)) {
 		if (!flush(s)) {
 			s->slow = false;
+			s->body_ms = 0;
 			go_on(s);
 		}
 		return;

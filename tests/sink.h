@@ -114,6 +114,7 @@ struct sink_stats {
 	uint64_t accepted; /* connections */
 	uint64_t sessions; /* that got a slot */
 	uint64_t peak;     /* most slots in use at once */
+	int64_t slot_ms;   /* time that slots were in use, of ended sessions */
 	uint64_t refused;  /* answered by busy=421 or eof, or left silent */
 	uint64_t deaths;
 	uint64_t resets; /* by peers */

@@ -589,6 +589,19 @@ static void put_counters(FILE *out, const char *name, const uint64_t *counters,
 	fputc('}', out);
 }
 
+/* Slots in use now count up to now. */
+static double slot_seconds(const struct sink_mta *mta)
+{
+	int64_t sum = mta->stats.slot_ms;
+
+	for (const struct sink_session *s = mta->sessions; s != NULL;
+	     s = s->next) {
+		if (s->has_slot)
+			sum += mta->sink->now_ms - s->slot_since_ms;
+	}
+	return (double)sum / 1e3;
+}
+
 void sink_mta_print_stats(const struct sink_mta *mta, FILE *out)
 {
 	static const char *const error_words[SINK_ERRORS] = {
@@ -618,10 +631,12 @@ void sink_mta_print_stats(const struct sink_mta *mta, FILE *out)
 		(unsigned long long)mta->slots);
 	fprintf(out,
 		", \"open\": %llu, \"slots_used\": %llu, \"peak\": %llu, "
-		"\"accepted\": %llu, \"sessions\": %llu, \"refused\": %llu",
+		"\"slot_seconds\": %.3f, \"accepted\": %llu, "
+		"\"sessions\": %llu, \"refused\": %llu",
 		(unsigned long long)mta->open,
 		(unsigned long long)mta->slots_used,
-		(unsigned long long)st->peak, (unsigned long long)st->accepted,
+		(unsigned long long)st->peak, slot_seconds(mta),
+		(unsigned long long)st->accepted,
 		(unsigned long long)st->sessions,
 		(unsigned long long)st->refused);
 	fprintf(out,

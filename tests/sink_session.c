@@ -44,6 +44,7 @@ static void release_slot(struct sink_session *s)
 	assert(s->mta->slots_used > 0);
 	s->has_slot = false;
 	s->mta->slots_used--;
+	s->mta->stats.slot_ms += s->mta->sink->now_ms - s->slot_since_ms;
 	s->mta->room_changed = true;
 }
 
@@ -53,6 +54,7 @@ static void take_slot(struct sink_session *s)
 
 	assert(!s->has_slot);
 	s->has_slot = true;
+	s->slot_since_ms = mta->sink->now_ms;
 	mta->slots_used++;
 	mta->stats.sessions++;
 	if (mta->slots_used > mta->stats.peak)

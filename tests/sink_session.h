@@ -49,8 +49,9 @@ struct sink_session {
 	int64_t last_ms; /* when the peer was last heard */
 	enum sink_state state;
 	bool has_slot;
-	bool peer_ended; /* epoll saw its FIN */
-	bool esmtp;      /* it said EHLO */
+	int64_t slot_since_ms; /* of no meaning without a slot */
+	bool peer_ended;       /* epoll saw its FIN */
+	bool esmtp;            /* it said EHLO */
 	bool helo_done;
 	bool closing; /* close when all replies are out */
 	bool doomed;  /* die when all replies are out */

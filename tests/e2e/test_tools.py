@@ -213,6 +213,50 @@ class Agree(Case):
         self.no_errors(errors)
         self.assertEqual(report["endings"]["complete"], 6)
 
+    def test_a_body_takes_its_time(self):
+        report, errors, _ = self.all_arrive(
+            "", "-n", "8", "-c", "4", "--size", "20K",
+            "--body-time", "200ms-300ms", messages=8)
+        self.no_errors(errors)
+        times = report["phases"]
+        self.assertGreaterEqual(times["session"]["min_us"], 200000)
+        self.assertEqual(times["eod"]["count"], 8)
+
+    def test_clients_that_pause(self):
+        sink = Sink(self, "name=a")
+        report, status = load(sink.ports["a"], "-n", "40", "-c", "4",
+                              "--pause", "50ms")
+        self.assertEqual(status, 0, report)
+        # each comes ten times, and waits nine times
+        self.assertGreaterEqual(report["seconds"], 0.45)
+        self.agree(report, sink)
+
+    def test_each_source_is_reported(self):
+        sink = Sink(self, "name=a,slots=1,busy=421,eod-delay=20ms")
+        report, status = load(sink.ports["a"], "-n", "40", "-c", "8",
+                              "--sources", "4", "--per-source")
+        self.assertEqual(status, 2)
+        sources = report["sources"]
+        self.assertEqual([s["address"] for s in sources],
+                         [f"127.1.0.{n}" for n in range(4)])
+        for total, key in ((report["sessions"]["failed"], "failed"),
+                           (report["sessions"]["ended"], "ended"),
+                           (report["acknowledged"], "acknowledged")):
+            self.assertEqual(sum(s[key] for s in sources), total)
+        self.assertEqual(max(s["max_us"] for s in sources),
+                         report["phases"]["session"]["max_us"])
+
+    def test_time_in_slots(self):
+        sink = Sink(self, "name=a,eod-delay=100ms")
+        _, status = load(sink.ports["a"], "-n", "10", "-c", "5")
+        self.assertEqual(status, 0)
+        spent = sink.settled("a")["slot_seconds"]
+        self.assertGreaterEqual(spent, 0.9)  # milliseconds are cut off
+        client = Client(self, sink.ports["a"]).begin()
+        lib.wait_until(lambda: sink.mta("a")["slot_seconds"] > spent,
+                       "a slot in use is counted up to now")
+        self.assertEqual(client.say(b"QUIT\r\n"), "221")
+
     def test_think_and_open_loop(self):
         for arrivals in ("poisson", "uniform"):
             with self.subTest(arrivals=arrivals):
@@ -848,7 +892,8 @@ class Usage(unittest.TestCase):
                        "--abort=nowhere:5", "--abort=data", "--slow=101",
                        "--sources=0", "--source-range=127.0.0.0/33",
                        "--pipelining=perhaps", "--bdat=1", "--from=a b",
-                       "--to=<x>", "--arrivals=late", "--timeout=soon"):
+                       "--to=<x>", "--arrivals=late", "--timeout=soon",
+                       "--pause=long", "--body-time=2s-1s", "--per-source"):
             with self.subTest(option=option):
                 self.assertIn(option.split("=")[0], self.wrong(
                     "weir-load", option, "127.0.0.1:25"))
