@@ -64,7 +64,7 @@ PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
           session_reply.c upstream.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
           hold.c) \
-        $(addprefix balancer/,backend.c balancer.c busy.c limit.c) \
+        $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
 CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c)
@@ -100,6 +100,7 @@ NEEDS_busy      := balancer/busy.c proxy/smtp.c
 NEEDS_admission := proxy/admission.c proxy/cidr.c
 NEEDS_cidr      := proxy/cidr.c
 NEEDS_hold      := proxy/hold.c
+NEEDS_room      := balancer/room.c
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c

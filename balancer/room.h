@@ -31,15 +31,17 @@ enum {
 	ROOM_SIZE_MAX = 1 << 16,
 	ROOM_WORKERS_MAX = 64,
 	/* Sources that room_next() may pass over for the sake of one that
-	 * waits on the worker that asks; none is passed over twice. */
+	 * waits on the worker that asks.  None is passed over twice (but by
+	 * workers that ask at the very same time). */
 	ROOM_LOOKAHEAD = 8,
 };
 
 struct room_policy {
 	uint32_t size;       /* places, 0..ROOM_SIZE_MAX; 0: nobody waits */
 	uint32_t per_source; /* places of one source, 1 or more */
-	uint32_t reserve_percent; /* of the places, for good sources only */
-	int64_t wait_ms;          /* the longest wait; for room_pressure() */
+	/* Of the places, rounded down: for good sources only. */
+	uint32_t reserve_percent;
+	int64_t wait_ms; /* the longest wait; for room_pressure() */
 	/* Saturation begins when the pressure has been at or above
 	 * high_percent for saturated_after_ms without a break, and ends when
 	 * it has fallen to low_percent. */
@@ -71,10 +73,19 @@ struct room *room_init(void *memory, uint32_t size,
 		       const struct room_policy *policy);
 void room_fini(struct room *room);
 
-/* A reload: places beyond the new size are left as they become free. */
+/*
+ * A reload: who is inside stays, and nobody enters until there are fewer than
+ * the new bounds allow.  A size above that of room_init() is taken as that;
+ * memory for ROOM_SIZE_MAX costs little, for what is not used is not touched.
+ * Values that make no sense are taken for the nearest that do.
+ */
 void room_set_policy(struct room *room, const struct room_policy *policy);
 
-/* How many wait and have not been called.  Lock-free. */
+/*
+ * How many wait and have not been called.  Lock-free.  Nobody is forgotten if
+ * who enters asks balancer_reserve() once more afterwards, and who gives a
+ * slot back asks this afterwards: one of the two sees the other.
+ */
 uint32_t room_waiting(const struct room *room);
 
 enum room_verdict room_enter(struct room *room, const struct room_guest *guest,
@@ -83,8 +94,10 @@ enum room_verdict room_enter(struct room *room, const struct room_guest *guest,
 /*
  * Whose turn it is: the ticket and what it needs.  prefer: a worker, whose
  * waiters may go first as ROOM_LOOKAHEAD says; -1: none.  skip: how many
- * turns to look past (those for whom no backend fits).  False: there is
- * nobody.  Changes nothing: the turn is taken by room_grant().
+ * turns to look past (those for whom no backend fits): counting up from 0, as
+ * long as nobody comes or goes, gives each source's first waiter once.  Takes
+ * time in proportion to skip.  False: there is nobody.  Changes nothing: the
+ * turn is taken by room_grant().
  */
 struct room_turn {
 	room_ticket ticket;
@@ -114,19 +127,25 @@ bool room_has_called(const struct room *room, unsigned worker);
 
 /*
  * It gives up.  True: it had been called already and *slot is what was left
- * for it: give that back.
+ * for it: give that back.  False: nothing was; a void ticket does no harm.
  */
 bool room_leave(struct room *room, room_ticket ticket, int64_t now_ms,
 		struct balancer_slot *slot);
 
 /*
- * How near the room is to turning people away, in percent: the larger of its
- * fill, and the longest wait of those whose turn is next against wait_ms.
+ * How near the room is to turning people away, in percent, 0..100: the larger
+ * of its fill (all who are inside, against the places that are open to all),
+ * and how long the source whose turn is next has waited for its turn, against
+ * wait_ms.  Neither a source that is loud nor one that no backend fits raises
+ * it by itself while others are served.
  */
 uint32_t room_pressure(struct room *room, int64_t now_ms);
 
-/* Saturated?  To be asked at each newcomer and now and then.  *changed (may
- * be NULL): it has just begun or ended, for one line in the log. */
+/*
+ * Saturated?  To be asked at each newcomer and now and then.  *changed (may
+ * be NULL): it has begun or ended since anybody was told so, for one line in
+ * the log.
+ */
 bool room_saturated(struct room *room, int64_t now_ms, bool *changed);
 
 /*	COUNTER(name, unit, help): they only grow */
@@ -151,7 +170,7 @@ struct room_row {
 };
 extern const struct room_row room_counter_rows[ROOM_COUNTER_COUNT];
 
-/* For `show room`. */
+/* For `show room`.  entered = served + left + waiting + called. */
 struct room_view {
 	struct room_policy policy;
 	uint32_t waiting;
@@ -161,7 +180,7 @@ struct room_view {
 	int64_t oldest_ms; /* how long the longest has waited; 0: none */
 	bool saturated;
 	int64_t saturated_since_ms; /* of now_ms's clock; 0: not */
-	/* Of the last 1024 served: their waits in ms, 0 if there were none. */
+	/* The waits of the last 1024 served; 0 if there were none. */
 	uint32_t wait_p50_ms, wait_p99_ms;
 	uint64_t counters[ROOM_COUNTER_COUNT];
 };
