@@ -13,7 +13,12 @@ enum {
 	SPLIT_US = 3 * SIM_MS,
 	LINES_MANY = 1500,
 	READ_SIZE = 16384,
+	TRACE_FIELD_MAX = 1500, /* longer than any that is right */
+	LAST_MAX = 8192,        /* octets that are kept of the last message */
 };
+
+/* What a connection of a fickle server does otherwise than the one before. */
+enum fickle { FICKLE_NOT, FICKLE_EHLO, FICKLE_RCPT, FICKLE_DATA, FICKLES };
 
 /* What one connection expects to read. */
 enum reading { READ_COMMANDS, READ_DATA, READ_CHUNK, READ_NOTHING };
@@ -23,6 +28,7 @@ struct saying {
 	struct saying *next;
 	int64_t at_us;
 	bool final;                    /* the reply to an end of data */
+	bool refusal;                  /* a whole one of 4xx */
 	struct check_message *message; /* of it, if it is in the ledger */
 	unsigned code;
 	bool bye;   /* close behind it */
@@ -38,7 +44,12 @@ struct conn {
 	struct sim_end *end;
 	enum reading reading;
 	struct sim_deed deed;
-	bool done; /* the deed */
+	bool done;   /* the deed */
+	bool slot;   /* has one */
+	bool queued; /* waits for one */
+	int64_t came_us;
+	enum fickle fickle;
+	bool again; /* this message has been at a backend before */
 	bool greeted;
 	bool dripping;
 	bool stalled;
@@ -58,6 +69,9 @@ struct conn {
 	unsigned taken; /* recipients said 2xx to */
 	size_t body_len;
 	unsigned eod_match; /* octets of CRLF.CRLF seen */
+	bool trace_due;     /* the body begins with the trace field */
+	size_t trace_len;
+	char trace[TRACE_FIELD_MAX];
 	bool chunked;
 	uint64_t chunk_left;
 	bool chunk_last;
@@ -70,10 +84,19 @@ struct sim_backend {
 	struct check *check;
 	struct sim_backend_config config;
 	struct sim_listener *listener;
-	struct conn conns; /* list head */
+	struct conn conns; /* list head, the first came first */
 	unsigned open, seen, accepted;
+	unsigned used, others; /* slots: of weirs, and of somebody else */
 	enum sim_up up;
+	int64_t strained_us; /* until then */
+	int64_t counted_us;  /* use is told up to here */
+	struct sim_backend_use use;
+	size_t last_len;
+	char last[LAST_MAX];
 };
+
+/* Too much for now, but not too many. */
+static const char strained[] = "452 4.3.1 Insufficient system storage\r\n";
 
 /* Replies of real servers that have no room, or are about to go. */
 static const char *const busy_texts[] = {
@@ -109,11 +132,74 @@ static const char *const garbage_texts[] = {
 	"250_ok\r\n",      "\r\n",
 };
 
+/* --- slots --- */
+
+static void count_use(struct sim_backend *b)
+{
+	int64_t now_us = sim_now_us(b->sim);
+	uint64_t passed = (uint64_t)(now_us - b->counted_us);
+	unsigned usable = b->config.slots > b->others
+				  ? b->config.slots - b->others
+				  : 0;
+
+	b->use.usable_us += passed * usable;
+	b->use.ours_us += passed * (b->used < usable ? b->used : usable);
+	b->counted_us = now_us;
+}
+
+static bool slot_is_free(const struct sim_backend *b)
+{
+	return b->config.slots == 0 || b->used + b->others < b->config.slots;
+}
+
+static void greet(struct conn *c);
+
+static void slot_take(struct conn *c)
+{
+	struct sim_backend *b = c->backend;
+	int64_t waited_us = sim_now_us(b->sim) - c->came_us;
+
+	count_use(b);
+	c->slot = true;
+	c->queued = false;
+	b->used++;
+	b->use.greeted++;
+	b->use.late += b->config.late_us > 0 && waited_us >= b->config.late_us;
+	greet(c);
+}
+
+/* A slot may be free: who waits in silence gets it. */
+static void serve_queue(struct sim_backend *b)
+{
+	struct conn *c = b->conns.next;
+
+	while (c != &b->conns && slot_is_free(b)) {
+		if (c->queued)
+			slot_take(c);
+		c = c->next;
+	}
+}
+
+static void slot_give(struct conn *c)
+{
+	struct sim_backend *b = c->backend;
+
+	b->use.given_up += c->queued;
+	c->queued = false;
+	if (!c->slot)
+		return;
+	count_use(b);
+	c->slot = false;
+	b->used--;
+}
+
 /* --- saying --- */
 
 static void conn_close(struct conn *c, bool reset)
 {
 	struct sim_backend *b = c->backend;
+
+	slot_give(c);
 
 	sim_timer_clear(b->sim, &c->timer);
 	sim_timer_clear(b->sim, &c->drip);
@@ -131,6 +217,7 @@ static void conn_close(struct conn *c, bool reset)
 	c->prev->next = c->next;
 	c->next->prev = c->prev;
 	free(c);
+	serve_queue(b);
 }
 
 /* True: the connection is gone. */
@@ -144,7 +231,7 @@ static bool say_now(struct conn *c, const struct saying *s)
 	else if (s->last && c->due > 0)
 		c->due--;
 	if (s->final && s->message != NULL)
-		check_final(c->backend->check, s->message, s->code);
+		check_final(c->backend->check, s->message, s->code, s->refusal);
 	if (s->final && s->code / 100 == 2)
 		c->backend->accepted++;
 	if (bye)
@@ -308,10 +395,23 @@ static struct saying *do_deed(struct conn *c, const char *text, size_t len)
 		c->drip.fire = wake_fires;
 		sim_timer_set(sim, &c->drip, sim_now_us(sim) + d->after_us);
 		return say_later(c, text, len, usual_delay(c));
+	case SIM_DEED_LESS: /* do_ehlo() has seen to it */
+		return say_later(c, text, len, usual_delay(c));
 	case SIM_DEED_NONE:
 		break;
 	}
 	return NULL;
+}
+
+/* A whole reply that says: not now. */
+static bool is_refusal(const char *text)
+{
+	size_t len = strlen(text);
+	const char *last = len < 2 ? NULL : memrchr(text, '\n', len - 2);
+
+	last = last == NULL ? text : last + 1;
+	return text[0] == '4' && len > 5 && text[len - 1] == '\n' &&
+	       last[3] == ' ';
 }
 
 /* The code that a text begins with, 0 if it is none. */
@@ -359,8 +459,11 @@ static struct saying *reply(struct conn *c, enum sim_stage stage,
 	else
 		s = say_later(c, text, (size_t)len, usual_delay(c));
 	if (s != NULL) {
+		const char *said = s->len >= 3 ? s->text : text;
+
 		s->last = true;
-		s->code = code_of(s->len >= 3 ? s->text : text);
+		s->code = code_of(said);
+		s->refusal = is_refusal(said);
 	}
 	return s;
 }
@@ -385,6 +488,17 @@ static void transaction_clear(struct conn *c)
 	c->taken = 0;
 	c->body_len = 0;
 	c->chunked = false;
+	c->again = false;
+}
+
+static unsigned offers_of(const struct conn *c)
+{
+	unsigned offers = c->backend->config.offers;
+
+	if (c->fickle == FICKLE_EHLO ||
+	    (deed_is_due(c, SIM_STAGE_EHLO) && c->deed.kind == SIM_DEED_LESS))
+		offers &= SIM_OFFER_PIPELINING | SIM_OFFER_SIZE;
+	return offers;
 }
 
 static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
@@ -395,6 +509,7 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 		"SMTPUTF8",   "DSN",           "XCLIENT NAME ADDR",
 	};
 	char text[REPLY_MAX];
+	unsigned offers = offers_of(c);
 	int len;
 
 	c->helo = true;
@@ -402,7 +517,7 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 				 ? number_behind(arg, "c", 0)
 				 : 0;
 	transaction_clear(c);
-	if (!esmtp || config->offers == 0) {
+	if (!esmtp || offers == 0) {
 		if (esmtp)
 			reply(c, SIM_STAGE_EHLO, "502 5.5.1 Say HELO\r\n");
 		else
@@ -412,11 +527,11 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 	}
 	len = snprintf(text, sizeof(text), "250-b%u.test\r\n", config->index);
 	for (unsigned i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
-		if (config->offers & 1U << i)
+		if (offers & 1U << i)
 			len += snprintf(text + len, sizeof(text) - (size_t)len,
 					"250-%s\r\n", words[i]);
 	}
-	if (config->offers & SIM_OFFER_DANGEROUS) {
+	if (offers & SIM_OFFER_DANGEROUS) {
 		len += snprintf(text + len, sizeof(text) - (size_t)len,
 				"250-XFORWARD NAME\r\n250-ETRN\r\n"
 				"250-STARTTLS\r\n250-X-WHATEVER a b\r\n");
@@ -441,6 +556,8 @@ static void witness(struct conn *c, const char *arg)
 			      "%s, on a connection of client %u",
 			      b->config.index, arg, mark_of(c), c->helo_client);
 	}
+	if (c->message == NULL)
+		c->again = m->welcome != 0;
 	c->message = m;
 	if (c->lying)
 		m->lied = true;
@@ -455,8 +572,13 @@ static void do_mail(struct conn *c, const char *arg)
 	}
 	transaction_clear(c);
 	witness(c, arg);
+	struct sim_backend *b = c->backend;
+	if (sim_now_us(b->sim) < b->strained_us) {
+		reply(c, SIM_STAGE_MAIL, "%s", strained);
+		return;
+	}
 	struct saying *s = reply(c, SIM_STAGE_MAIL, "250 2.1.0 b%u %s\r\n",
-				 c->backend->config.index, mark_of(c));
+				 b->config.index, mark_of(c));
 	c->mail = positive(s);
 }
 
@@ -475,10 +597,28 @@ static void do_rcpt(struct conn *c, const char *arg)
 		      c->backend->config.index, mark_of(c));
 		return;
 	}
+	if (c->again && c->fickle == FICKLE_RCPT &&
+	    sim_chance(c->backend->sim, 500)) {
+		reply(c, SIM_STAGE_RCPT, "%s b%u %s\r\n",
+		      k % 2 == 0 ? "550 5.1.1 No more" : "450 4.2.1 Not now",
+		      c->backend->config.index, mark_of(c));
+		return;
+	}
 	struct saying *s = reply(c, SIM_STAGE_RCPT, "250 2.1.5 b%u %s\r\n",
 				 c->backend->config.index, mark_of(c));
-	if (k < CHECK_RCPTS_MAX && positive(s))
-		c->taken |= 1U << k;
+	if (k >= CHECK_RCPTS_MAX || !positive(s))
+		return;
+	c->taken |= 1U << k;
+	if (c->message != NULL)
+		c->message->welcome |= 1U << k;
+}
+
+static void body_begins(struct conn *c)
+{
+	c->body_len = 0;
+	c->trace_due = c->backend->config.header;
+	c->trace_len = 0;
+	c->backend->last_len = 0;
 }
 
 static void do_data(struct conn *c)
@@ -488,13 +628,18 @@ static void do_data(struct conn *c)
 		      mark_of(c));
 		return;
 	}
+	if (c->again && c->fickle == FICKLE_DATA) {
+		reply(c, SIM_STAGE_DATA, "451 4.3.0 Not any more b%u %s\r\n",
+		      c->backend->config.index, mark_of(c));
+		return;
+	}
 	struct saying *s = reply(c, SIM_STAGE_DATA, "354 Go on b%u %s\r\n",
 				 c->backend->config.index, mark_of(c));
 	if (s == NULL || s->code != 354)
 		return;
 	c->reading = READ_DATA;
-	c->body_len = 0;
 	c->eod_match = 2;
+	body_begins(c);
 }
 
 static void body_ends(struct conn *c)
@@ -512,9 +657,13 @@ static void body_ends(struct conn *c)
 		return;
 	}
 	c->due++;
-	struct saying *s = reply(c, SIM_STAGE_EOD,
-				 "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
-				 b->config.index, mark_of(c), b->config.index);
+	struct saying *s;
+	if (b->config.eod_busy > 0 && sim_chance(b->sim, b->config.eod_busy))
+		s = reply(c, SIM_STAGE_EOD, "%s", strained);
+	else
+		s = reply(c, SIM_STAGE_EOD,
+			  "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
+			  b->config.index, mark_of(c), b->config.index);
 	if (s != NULL) {
 		s->final = true;
 		s->message = m;
@@ -530,6 +679,8 @@ static void do_bdat(struct conn *c, const char *arg)
 
 	c->chunk_left = strtoull(arg, &rest, 10);
 	c->chunk_last = strstr(rest, "LAST") != NULL;
+	if (!c->chunked)
+		body_begins(c);
 	c->chunked = true;
 	c->reading = READ_CHUNK;
 }
@@ -601,11 +752,64 @@ static void body_deed(struct conn *c)
 	c->answered = true;
 }
 
+static void keep_last(struct sim_backend *b, const void *data, size_t len)
+{
+	if (len > sizeof(b->last) - b->last_len)
+		len = sizeof(b->last) - b->last_len;
+	memcpy(b->last + b->last_len, data, len);
+	b->last_len += len;
+}
+
+static bool trace_line_is_over(const struct conn *c)
+{
+	return c->trace_len >= 2 &&
+	       memcmp(c->trace + c->trace_len - 2, "\r\n", 2) == 0;
+}
+
+static void trace_ends(struct conn *c)
+{
+	c->trace_due = false;
+	check_trace(c->backend->check, c->message, c->backend->config.index,
+		    c->trace, c->trace_len);
+}
+
+/* Octets of the trace field; what begins behind it is the body. */
+static size_t take_trace(struct conn *c, const uint8_t *data, size_t len)
+{
+	size_t n = 0;
+
+	while (n < len && c->trace_due) {
+		bool folded = data[n] == ' ' || data[n] == '\t';
+
+		if ((trace_line_is_over(c) && !folded) ||
+		    c->trace_len == sizeof(c->trace))
+			trace_ends(c);
+		else
+			c->trace[c->trace_len++] = (char)data[n++];
+	}
+	keep_last(c->backend, data, n);
+	return n;
+}
+
+static void take_body(struct conn *c, const uint8_t *data, size_t len)
+{
+	keep_last(c->backend, data, len);
+	if (c->message != NULL && len > 0)
+		check_body(c->backend->check, c->message,
+			   c->backend->config.index, c->body_len, data, len);
+	c->body_len += len;
+}
+
 static size_t take_data(struct conn *c, const uint8_t *data, size_t len)
 {
 	static const uint8_t end[] = "\r\n.\r\n";
 	size_t n = 0;
 
+	if (c->trace_due) {
+		n = take_trace(c, data, len);
+		if (n > 0)
+			return n;
+	}
 	while (n < len && c->eod_match < 5) {
 		if (data[n] == end[c->eod_match])
 			c->eod_match++;
@@ -613,10 +817,7 @@ static size_t take_data(struct conn *c, const uint8_t *data, size_t len)
 			c->eod_match = data[n] == '\r' ? 1 : 0;
 		n++;
 	}
-	if (c->message != NULL)
-		check_body(c->backend->check, c->message,
-			   c->backend->config.index, c->body_len, data, n);
-	c->body_len += n;
+	take_body(c, data, n);
 	if (c->eod_match == 5)
 		body_ends(c);
 	else
@@ -627,12 +828,15 @@ static size_t take_data(struct conn *c, const uint8_t *data, size_t len)
 static size_t take_chunk(struct conn *c, const uint8_t *data, size_t len)
 {
 	size_t n = len < c->chunk_left ? len : (size_t)c->chunk_left;
+	size_t trace = c->trace_due ? take_trace(c, data, n) : 0;
 
-	if (c->message != NULL && n > 0)
-		check_body(c->backend->check, c->message,
-			   c->backend->config.index, c->body_len, data, n);
-	c->body_len += n;
+	if (trace > 0)
+		n = trace;
+	else
+		take_body(c, data, n);
 	c->chunk_left -= n;
+	if (c->chunk_left == 0 && c->chunk_last && c->trace_due)
+		trace_ends(c);
 	if (c->chunk_left > 0) {
 		body_deed(c);
 		return n;
@@ -762,7 +966,7 @@ static struct sim_deed any_deed(struct sim *sim)
 		SIM_DEED_FIN,     SIM_DEED_RST,   SIM_DEED_SILENCE,
 		SIM_DEED_EXTRA,   SIM_DEED_SPLIT, SIM_DEED_SLOW,
 		SIM_DEED_ENDLESS, SIM_DEED_LINES, SIM_DEED_LATER,
-		SIM_DEED_STALL,
+		SIM_DEED_STALL,   SIM_DEED_LESS,
 	};
 	static const enum sim_stage stages[] = {
 		SIM_STAGE_GREET, SIM_STAGE_EHLO, SIM_STAGE_MAIL, SIM_STAGE_RCPT,
@@ -792,6 +996,7 @@ static struct sim_deed any_deed(struct sim *sim)
 		d.text = sim_chance(sim, 500) ? "250 2.0.0 and more\r\n"
 					      : "451 4.3.0 and more\r\n";
 		break;
+	case SIM_DEED_LESS:
 	case SIM_DEED_NONE:
 	case SIM_DEED_FIN:
 	case SIM_DEED_RST:
@@ -818,10 +1023,35 @@ static struct sim_deed next_deed(struct sim_backend *b)
 	return any_deed(b->sim);
 }
 
+static void greet(struct conn *c)
+{
+	reply(c, SIM_STAGE_GREET, "220 b%u.test ESMTP ready\r\n",
+	      c->backend->config.index);
+}
+
+/* There is no slot for it. */
+static void turn_away(struct conn *c)
+{
+	struct sim_backend *b = c->backend;
+	const char *text = b->config.full_text;
+
+	if (b->config.full == SIM_DEED_SLOW) {
+		c->queued = true;
+		return;
+	}
+	b->use.refused++;
+	c->deed = (struct sim_deed){
+		.kind = b->config.full,
+		.stage = SIM_STAGE_GREET,
+		.text = text != NULL ? text : busy_texts[0],
+	};
+	greet(c);
+}
+
 static enum sim_answer on_accept(void *owner, struct sim_end *end)
 {
 	struct sim_backend *b = owner;
-	bool full = b->config.slots > 0 && b->open >= b->config.slots;
+	bool full = !slot_is_free(b);
 	static const enum sim_answer answers[] = {
 		[SIM_UP] = SIM_TAKE,
 		[SIM_UP_REFUSING] = SIM_REFUSE,
@@ -831,21 +1061,21 @@ static enum sim_answer on_accept(void *owner, struct sim_end *end)
 
 	if (b->up != SIM_UP)
 		return answers[b->up];
-	if (full && b->config.full == SIM_DEED_RST)
+	b->use.asked++;
+	if (full && b->config.full == SIM_DEED_RST) {
+		b->use.refused++;
 		return SIM_REFUSE; /* Sendmail closes its port */
+	}
 	struct conn *c = calloc(1, sizeof(*c));
 	if (c == NULL)
 		abort();
 	c->backend = b;
 	c->end = end;
 	c->deed = next_deed(b);
-	if (full) {
-		c->deed = (struct sim_deed){
-			.kind = b->config.full,
-			.stage = SIM_STAGE_GREET,
-			.text = busy_texts[0],
-		};
-	}
+	c->came_us = sim_now_us(b->sim);
+	if (b->config.fickle > 0 && sim_chance(b->sim, b->config.fickle))
+		c->fickle = (enum fickle)sim_between(b->sim, FICKLE_EHLO,
+						     FICKLES - 1);
 	c->timer = (struct sim_timer){ .fire = timer_fires, .owner = c };
 	c->drip = (struct sim_timer){ .fire = drip_fires, .owner = c };
 	c->next = &b->conns;
@@ -855,8 +1085,10 @@ static enum sim_answer on_accept(void *owner, struct sim_end *end)
 	b->seen++;
 	b->open++;
 	sim_end_adopt(end, conn_event, c);
-	reply(c, SIM_STAGE_GREET, "220 b%u.test ESMTP ready\r\n",
-	      b->config.index);
+	if (full)
+		turn_away(c);
+	else
+		slot_take(c);
 	return SIM_TAKE;
 }
 
@@ -907,7 +1139,10 @@ void sim_backend_heal(struct sim_backend *b)
 	b->up = SIM_UP;
 	b->config.slots = 0;
 	b->config.deed_chance = 0;
+	b->config.fickle = 0;
+	b->config.eod_busy = 0;
 	b->config.deeds = NULL;
+	b->strained_us = 0;
 	sim_backend_restart(b);
 }
 
@@ -917,6 +1152,47 @@ void sim_backend_deeds(struct sim_backend *b, const struct sim_deed *deeds,
 	b->config.deeds = deeds;
 	b->config.deed_count = count;
 	b->seen = 0;
+}
+
+void sim_backend_slots(struct sim_backend *b, unsigned slots)
+{
+	count_use(b);
+	b->config.slots = slots;
+	serve_queue(b);
+}
+
+bool sim_backend_take(struct sim_backend *b)
+{
+	if (!slot_is_free(b))
+		return false;
+	count_use(b);
+	b->others++;
+	return true;
+}
+
+void sim_backend_give(struct sim_backend *b)
+{
+	assert(b->others > 0);
+	count_use(b);
+	b->others--;
+	serve_queue(b);
+}
+
+void sim_backend_strain(struct sim_backend *b, int64_t until_us)
+{
+	b->strained_us = until_us;
+}
+
+void sim_backend_use(struct sim_backend *b, struct sim_backend_use *use)
+{
+	count_use(b);
+	*use = b->use;
+}
+
+const char *sim_backend_last(const struct sim_backend *b, size_t *len)
+{
+	*len = b->last_len;
+	return b->last;
 }
 
 unsigned sim_backend_seen(const struct sim_backend *b)

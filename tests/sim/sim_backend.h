@@ -42,6 +42,7 @@ enum sim_deed_kind {
 	SIM_DEED_ENDLESS, /* a reply that never ends */
 	SIM_DEED_LINES,   /* a reply of many lines */
 	SIM_DEED_STALL,   /* does not read for after_us */
+	SIM_DEED_LESS,    /* EHLO: offers PIPELINING and SIZE, and no more */
 };
 
 struct sim_deed {
@@ -72,12 +73,23 @@ enum sim_offer {
 struct sim_backend_config {
 	unsigned index;
 	union sim_addr addr;
-	unsigned offers;         /* enum sim_offer; 0: HELO only */
-	unsigned slots;          /* hidden limit; 0: none */
-	enum sim_deed_kind full; /* beyond it: BYE, FIN, SILENCE */
-	unsigned max_sessions;   /* what weir was told */
-	uint32_t delay_us_max;   /* of each reply */
-	unsigned deed_chance;    /* per mille of connections */
+	unsigned offers; /* enum sim_offer; 0: HELO only */
+	unsigned slots;  /* hidden limit; 0: none */
+	/*
+	 * Beyond it: BYE, FIN, SILENCE, RST (its port is closed), or SLOW: the
+	 * greeting comes when a slot is free, first come first served.
+	 */
+	enum sim_deed_kind full;
+	const char *full_text; /* of BYE; NULL: that it is busy */
+	unsigned max_sessions; /* what weir was told */
+	uint32_t delay_us_max; /* of each reply */
+	uint32_t late_us;      /* a greeting after more than this is late */
+	bool header;           /* weir is to put a trace field into mail */
+	/* Per mille. */
+	unsigned deed_chance; /* of connections */
+	unsigned fickle;      /* of connections: refuses what was taken before
+				 of the same message, or offers less */
+	unsigned eod_busy;    /* of ends of data: 452 4.3.1 */
 	/* Scripted instead of random: the nth connection does deeds[n]. */
 	const struct sim_deed *deeds;
 	unsigned deed_count;
@@ -88,6 +100,29 @@ struct sim_backend;
 struct sim_backend *sim_backend_new(struct sim *sim, struct check *check,
 				    const struct sim_backend_config *config);
 void sim_backend_free(struct sim_backend **bp);
+
+/* How its slots were used: they only grow. */
+struct sim_backend_use {
+	uint64_t ours_us;   /* slots that weirs had, times microseconds */
+	uint64_t usable_us; /* slots not held by others, likewise */
+	unsigned asked;     /* connections that asked for one */
+	unsigned refused;   /* of those, for want of a slot */
+	unsigned greeted;   /* got one */
+	unsigned late;      /* of those, late_us or more after they came */
+	unsigned given_up;  /* left before they got one */
+};
+void sim_backend_use(struct sim_backend *backend, struct sim_backend_use *use);
+
+/* The hidden limit is another from now on; who is in stays in. */
+void sim_backend_slots(struct sim_backend *backend, unsigned slots);
+/* Somebody else takes a slot, if one is free; and gives it back. */
+bool sim_backend_take(struct sim_backend *backend);
+void sim_backend_give(struct sim_backend *backend);
+/* Short of resources until then: 452 4.3.1 to MAIL. */
+void sim_backend_strain(struct sim_backend *backend, int64_t until_us);
+
+/* What it took last, trace field and end of data included; len octets. */
+const char *sim_backend_last(const struct sim_backend *backend, size_t *len);
 
 /* From now on; a restart cuts all its connections. */
 void sim_backend_up(struct sim_backend *backend, enum sim_up up);

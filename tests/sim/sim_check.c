@@ -1,5 +1,6 @@
 #include "tests/sim/sim_check.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +8,14 @@
 
 #include "tests/sim/sim_io.h"
 
-enum { ROWS_MAX = 2048, IOS_MAX = 8, TABLE_SIZE = 256, CLIENT_TEXT_MAX = 64 };
+enum {
+	ROWS_MAX = 2048,
+	IOS_MAX = 8,
+	TABLE_SIZE = 256,
+	CLIENT_TEXT_MAX = 64,
+	ENDS_MAX = 2,
+	/* of one message: a refusal and one more try */
+};
 
 /* A session that the log has told the end of. */
 struct logged {
@@ -22,6 +30,8 @@ struct check {
 	/* Of the last look at the limits. */
 	uint64_t changes[CHECK_WEIRS_MAX][IOS_MAX];
 	struct sim_io_row rows[ROWS_MAX];
+	union sim_addr *clients; /* by number, client_count of them */
+	unsigned client_count;
 	unsigned log_sessions;
 	struct logged *logged; /* log_sessions of logged_max */
 	unsigned logged_max;
@@ -52,6 +62,7 @@ void check_free(struct check **checkp)
 			free(m);
 		}
 	}
+	free(check->clients);
 	free(check->logged);
 	free(check);
 	*checkp = NULL;
@@ -167,26 +178,117 @@ void check_body_end(struct check *check, struct check_message *m,
 			      backend, m->mark, len, chunked ? "BDAT" : "DATA",
 			      m->body_len, m->chunked ? "BDAT" : "DATA");
 	}
-	if (m->ends > m->refusals) {
+	/* After a lie nobody knows what was refused. */
+	if (!m->lied && (m->ends > m->refusals || m->ends == ENDS_MAX)) {
 		sim_violation(check->sim,
-			      "backend b%u: the end of %s came a second time",
-			      backend, m->mark);
+			      "backend b%u: the end of %s came again, after "
+			      "%u, of which %u were refused",
+			      backend, m->mark, m->ends, m->refusals);
+	}
+	/* By BDAT, a client need not have read what was said to RCPT. */
+	if (!m->lied && !chunked && m->rcpts_ok != taken) {
+		sim_violation(check->sim,
+			      "backend b%u: the end of %s came for recipients "
+			      "%#x, its client had read 2xx for %#x",
+			      backend, m->mark, taken, m->rcpts_ok);
 	}
 	m->ends++;
 	m->taken = taken;
 }
 
-void check_final(struct check *check, struct check_message *m, unsigned code)
+void check_final(struct check *check, struct check_message *m, unsigned code,
+		 bool refusal)
 {
 	if (code / 100 == 2) {
 		m->accepts++;
 		check->totals.accepted++;
-	} else {
-		m->refusals++;
 	}
+	m->refusals += refusal;
+}
+
+/* --- the trace field (RFC 5321, section 4.4) --- */
+
+/* Printable, and each line end but the last one is folded. */
+static bool trace_is_clean(const char *field, size_t len)
+{
+	if (len < 4 || memcmp(field + len - 2, "\r\n", 2) != 0)
+		return false;
+	for (size_t i = 0; i < len - 2; i++) {
+		if (field[i] == '\r' && field[i + 1] == '\n' &&
+		    (field[i + 2] == ' ' || field[i + 2] == '\t')) {
+			i++;
+			continue;
+		}
+		if (field[i] != '\t' && (field[i] < ' ' || field[i] > '~'))
+			return false;
+	}
+	return true;
+}
+
+static bool trace_has(const char *field, size_t len, const char *word)
+{
+	return memmem(field, len, word, strlen(word)) != NULL;
+}
+
+/* Does it name this client, as it named itself? */
+static bool trace_names(const struct check *check, unsigned client,
+			const char *field, size_t len)
+{
+	char host[INET6_ADDRSTRLEN] = "", from[64], literal[80];
+
+	if (client >= check->client_count)
+		return true; /* nobody has told where it comes from */
+	const union sim_addr *a = &check->clients[client];
+	if (a->sa.sa_family == AF_INET6)
+		inet_ntop(AF_INET6, &a->in6.sin6_addr, host, sizeof(host));
+	else
+		inet_ntop(AF_INET, &a->in.sin_addr, host, sizeof(host));
+	snprintf(from, sizeof(from), "from c%u.client.test ", client);
+	snprintf(literal, sizeof(literal), "([%s%s])",
+		 a->sa.sa_family == AF_INET6 ? "IPv6:" : "", host);
+	return trace_has(field, len, literal) &&
+	       (trace_has(field, len, from) ||
+		trace_has(field, len, "from early.test "));
+}
+
+void check_trace(struct check *check, const struct check_message *m,
+		 unsigned backend, const char *field, size_t len)
+{
+	static const char begin[] = "Received: from ";
+	static const char *const words[] = { "by mx.test", "with ", " id ",
+					     "; ", " +0000" };
+	bool good = trace_is_clean(field, len) && len > sizeof(begin) &&
+		    memcmp(field, begin, sizeof(begin) - 1) == 0 &&
+		    !trace_has(field + 1, len - 1, "Received:");
+
+	if (m != NULL && m->lied)
+		return;
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++)
+		good = good && trace_has(field, len, words[i]);
+	if (good && (m == NULL || trace_names(check, m->client, field, len)))
+		return;
+	sim_violation(check->sim,
+		      "backend b%u: the trace field of %s is \"%.*s\"", backend,
+		      m == NULL ? "-" : m->mark, (int)len, field);
 }
 
 /* --- clients --- */
+
+void check_client(struct check *check, unsigned number,
+		  const union sim_addr *addr)
+{
+	assert(number < CHECK_CLIENTS_MAX);
+	if (number >= check->client_count) {
+		unsigned count = 2 * number + 64;
+
+		check->clients = sim_grow(check->clients,
+					  count * sizeof(*check->clients));
+		memset(check->clients + check->client_count, 0,
+		       (count - check->client_count) * sizeof(*check->clients));
+		check->client_count = count;
+	}
+	check->clients[number] = *addr;
+}
 
 void check_answered(struct check *check, struct check_message *m, unsigned code)
 {

@@ -43,8 +43,9 @@ struct check_message {
 	/* The backends' side. */
 	unsigned ends;     /* how often the end of data reached a backend */
 	unsigned accepts;  /* how often a backend said 2xx to that */
-	unsigned refusals; /* how often 4xx or 5xx */
-	unsigned taken;    /* bit k: the last backend said 2xx to recipient k */
+	unsigned refusals; /* how often a whole 4xx */
+	unsigned welcome;  /* bit k: some backend said 2xx to recipient k */
+	unsigned taken;    /* the same of the last one */
 	bool lied;         /* a backend said more than it was asked */
 };
 
@@ -77,10 +78,19 @@ void check_body(struct check *check, const struct check_message *m,
 /* The end of the data has come, behind len octets in all. */
 void check_body_end(struct check *check, struct check_message *m,
 		    unsigned backend, size_t len, bool chunked, unsigned taken);
-/* The final reply has been sent. */
-void check_final(struct check *check, struct check_message *m, unsigned code);
+/* The final reply has been sent; refusal: it was a whole one of 4xx. */
+void check_final(struct check *check, struct check_message *m, unsigned code,
+		 bool refusal);
+/* A trace field stood in front of the body; m may be NULL. */
+void check_trace(struct check *check, const struct check_message *m,
+		 unsigned backend, const char *field, size_t len);
 
 /* --- what clients tell --- */
+
+/* Where a client comes from; number: CHECK_CLIENTS_MAX - 1 at most. */
+enum { CHECK_CLIENTS_MAX = 1 << 20 };
+void check_client(struct check *check, unsigned number,
+		  const union sim_addr *addr);
 
 /* A reply to the end of data was read. */
 void check_answered(struct check *check, struct check_message *m,

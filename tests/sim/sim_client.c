@@ -600,6 +600,7 @@ static void timer_fires(void *owner)
 		c->end = sim_connect(c->sim, &c->config.to.sa,
 				     &c->config.from.sa, client_event, c);
 		c->addr = *sim_end_addr(c->end, 0);
+		check_client(c->check, c->config.number, &c->addr);
 		sim_trace(c->sim, "client %u: nature %u, conn %u",
 			  c->config.number, (unsigned)c->config.nature,
 			  sim_end_number(c->end));
