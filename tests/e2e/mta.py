@@ -7,6 +7,7 @@ servers run from the private packages of world.py.
 import glob
 import os
 import pwd
+import resource
 import shutil
 import subprocess
 
@@ -56,6 +57,11 @@ class Server:
         with open(path, "w", encoding="ascii") as file:
             file.write(text)
         return path
+
+    def refuse(self, rule):
+        """The rule, if there is a local part to be refused."""
+        name = self.settings.get("refused")
+        return rule.replace("@refused@", name, 1) if name else ""
 
     def launch(self, *argv, **more):
         with open(os.path.join(self.dir, "output"), "ab") as output:
@@ -111,8 +117,12 @@ class Postfix(Server):
         entry = pwd.getpwnam("vmail")
         self.configure("main.cf", "etc/main.cf", uid=entry.pw_uid,
                        gid=entry.pw_gid, per_client=set_("per_client", 0),
-                       processes=100,
-                       screen_access=set_("screen_access", ""))
+                       processes=set_("process_limit", 100),
+                       screen_access=set_("screen_access", ""),
+                       timeout=set_("timeout", "300s"),
+                       refused=self.refuse(
+                           "check_recipient_access inline:"
+                           "{ { @refused@@local.test = 450 4.2.1 not now } },"))
         self.configure("master.cf", "etc/master.cf", smtpd=self.port,
                        screen=self.screen, screened=set_("screened", "-"),
                        processes=set_("smtpd_processes", "-"))
@@ -165,8 +175,14 @@ class Exim(Server):
     def start(self):
         for sub in ("spool", "log"):
             self.own(sub, "Debian-exim")
+        set_ = self.settings.get
         path = self.configure("exim.conf", "exim.conf", port=self.port,
-                              accept_max=self.settings.get("accept_max", 200))
+                              accept_max=set_("accept_max", 200),
+                              per_host=set_("per_host", 0),
+                              receive_timeout=set_("receive_timeout", "5m"),
+                              per_connection=set_("per_connection", 1000),
+                              refused=self.refuse(
+                                  "deny local_parts = @refused@"))
         self.launch("/usr/sbin/exim4", "-C", path, "-bdf", "-q2s",
                     "-oP", os.path.join(self.dir, "pid"))
 
@@ -176,15 +192,27 @@ class Exim(Server):
 
 
 class OpenSmtpd(Server):
+    """descriptors=N: it takes about N/2 - 16 sessions, and leaves who comes
+    then without a greeting."""
+
     name = "opensmtpd"
     port = 2521
     bdat = False
     pipelining = False
 
     def start(self):
-        path = self.configure("smtpd.conf", "smtpd.conf", port=self.port)
+        path = self.configure("smtpd.conf", "smtpd.conf", port=self.port,
+                              refused=self.refuse(
+                                  'match from any for rcpt-to '
+                                  '"@refused@@local.test" reject'))
         os.chmod("/var/lib/opensmtpd/empty", 0o711)
-        self.launch("/usr/sbin/smtpd", "-d", "-f", path)
+        self.launch("/usr/sbin/smtpd", "-d", "-f", path,
+                    preexec_fn=self.limit)
+
+    def limit(self):
+        most = self.settings.get("descriptors")
+        if most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def queued(self):
         return sum(len(files) for queue in ("incoming", "queue")

@@ -207,8 +207,9 @@ class Crowd:
     """
 
     def __init__(self, port, messages, threads=8, way="pipelined", kept=4,
-                 pause=0.0):
+                 pause=0.0, sources=(None,)):
         self.port = port
+        self.sources = sources  # addresses to come from, in turn
         self.messages = list(messages)
         self.todo = list(reversed(self.messages))
         self.way = way if callable(way) else WAYS[way]
@@ -219,8 +220,10 @@ class Crowd:
         self.broken = []      # (ident, why)
         self.lock = threading.Lock()
         self.halt = threading.Event()
-        self.threads = [threading.Thread(target=self.work, daemon=True)
-                        for _ in range(threads)]
+        self.threads = [
+            threading.Thread(target=self.work, daemon=True,
+                             args=(sources[i % len(sources)],))
+            for i in range(threads)]
 
     def start(self):
         for thread in self.threads:
@@ -248,11 +251,11 @@ class Crowd:
     def done(self):
         return len(self.acked) + len(self.refused) + len(self.broken)
 
-    def work(self):
+    def work(self, source):
         message = self.take()
         while message:
             try:
-                client = Client(self.port)
+                client = Client(self.port, source=source)
             except Gone as error:
                 self.note(self.broken, (message.ident, str(error)))
                 message = self.take()
@@ -292,7 +295,8 @@ class Crowd:
                 self.note(self.broken, (message.ident, repr(error)))
                 return self.take()
             if self.pause:
-                self.halt.wait(self.pause)
+                self.halt.wait(self.pause() if callable(self.pause)
+                               else self.pause)
             message = self.take()
             if not message:
                 break

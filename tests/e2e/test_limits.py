@@ -141,7 +141,8 @@ class Limits(lib.Case):
         self.backend = self.start(backend.Backend())
         proxy = self.start(weir.Weir(
             [("a", self.backend, {"max_sessions": slots})],
-            farm={"linger": "0"}, health={"interval": "1h"})).up()
+            farm={"linger": "0"}, health={"interval": "1h"},
+            room={"wait": "200ms"})).up()
         held = []
         for _ in range(slots):
             client = smtp.Client(proxy.port)

@@ -42,6 +42,8 @@ STANDARD = {
                   "tarpit": "0"},
     "timeouts": {},
     "farm": {},
+    # nearly all clients come from one address
+    "room": {"per_source": 1000},
     "health": {"interval": "1s", "down_interval": "100ms", "rise": 1,
                "eject": "500ms", "eject_max": "1s"},
 }
@@ -227,6 +229,10 @@ class Weir:
                 out[match.group(1)] = (int(value) if value.isdigit()
                                        else match.group(2))
         return out
+
+    def room(self):
+        """`show room json`: who waits for a slot."""
+        return json.loads(self.ctl("show", "room", "json"))
 
     def rows(self):
         """`show backends json`: one dict for each backend."""
