@@ -137,7 +137,7 @@ unit: $(UNITS:%=$(B)/test_%)
 	@set -e; for t in $^; do ./$$t; done
 
 $(B)/weir-sim: $(call obj,$(SIM) $(CORE))
-	$(CC) $(ALL_LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ -linih
+	$(CC) $(ALL_LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ -linih -lm
 SEEDS ?= 1..200
 sim: $(B)/weir-sim
 	$(B)/weir-sim --seeds $(SEEDS)

@@ -17,7 +17,14 @@ enum {
 	CALM_US = 100 * SIM_SECOND,
 	DRAIN_US = 60 * SIM_SECOND,
 	AFTERMATH_US = 5 * SIM_SECOND,
+	ERRANDS = 8, /* commands to the control socket */
 	SEED = 1,
+};
+
+/* One command to weir's control socket; whatever the answer is. */
+struct errand {
+	struct sim_end *end;
+	char text[100];
 };
 
 /* A scene being played. */
@@ -25,6 +32,8 @@ struct play {
 	struct world world;
 	const struct scene *scene;
 	struct sim_talk *talks[SCENE_TALKS];
+	struct errand errands[ERRANDS];
+	unsigned errand_count;
 	bool logged; /* what the scene wants to see in the log */
 	char config[WORLD_CONFIG_MAX];
 };
@@ -50,11 +59,11 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 	int n = snprintf(text, size,
 			 "[weir]\nhostname = mx.test\nlog_level = debug\n"
 			 "control_socket = " WORLD_CONTROL "\n"
-			 "small_buffers = 256\nbig_buffers = 64\n"
+			 "small_buffers = 256\nbig_buffers = 64\n%s"
 			 "[listener in]\nlisten = " WORLD_LISTEN ":25\n"
 			 "listen = [2001:db8::1]:25\n%s"
 			 "[admission]\ntable_size = 300\n%s[timeouts]\n",
-			 or_usual(s->listener, ""),
+			 or_usual(s->weir, ""), or_usual(s->listener, ""),
 			 or_usual(s->admission, "max_sessions = 20\n"));
 	assert(n > 0);
 	if (s->timeouts != NULL)
@@ -75,14 +84,19 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 					"unavailable_after = 1h\n"),
 		      or_usual(s->health, "interval = 10m\n"
 					  "down_interval = 10m\n"));
+	if (s->room != NULL)
+		n += snprintf(text + n, size - (size_t)n, "[room]\n%s",
+			      s->room);
 	if (b0) {
 		n += snprintf(text + n, size - (size_t)n,
-			      "[backend b0]\naddress = 10.0.0.1:25\n"
-			      "max_sessions = 50\nweight = 1000\n");
+			      "[backend b0]\naddress = 10.0.0.1:25\n%s",
+			      or_usual(s->b0_config,
+				       "max_sessions = 50\nweight = 1000\n"));
 	}
-	n += snprintf(text + n, size - (size_t)n,
-		      "[backend b1]\naddress = 10.0.0.2:25\n"
-		      "max_sessions = 50\nweight = 1\n");
+	n += snprintf(
+		text + n, size - (size_t)n,
+		"[backend b1]\naddress = 10.0.0.2:25\n%s",
+		or_usual(s->b1_config, "max_sessions = 50\nweight = 1\n"));
 	assert((size_t)n < size);
 }
 
@@ -93,6 +107,37 @@ static void reload(struct play *p, bool b0)
 	write_config(p->scene, b0, 9, p->config, sizeof(p->config));
 	if (!world_reload(&p->world, p->config))
 		sim_violation(p->world.sim, "the reload was refused");
+}
+
+static void on_errand(void *owner, struct sim_end *end, enum sim_what what,
+		      int err)
+{
+	struct errand *e = owner;
+	char buf[512];
+
+	(void)err; /* what it was to do will be missed */
+	if (what == SIM_OPEN) {
+		sim_end_say(end, e->text, strlen(e->text));
+		sim_end_fin(end);
+	}
+	if (what == SIM_FAILED || e->end == NULL)
+		return;
+	while (sim_end_read(end, buf, sizeof(buf)) > 0)
+		;
+	if (what == SIM_RST || sim_end_at_fin(end)) {
+		sim_end_close(end);
+		e->end = NULL;
+	}
+}
+
+static void run_errand(struct play *p, const char *words)
+{
+	union sim_addr to = sim_addr_make(WORLD_CONTROL, 0);
+	struct errand *e = &p->errands[p->errand_count++];
+
+	assert(p->errand_count <= ERRANDS);
+	snprintf(e->text, sizeof(e->text), "%s\n", words);
+	e->end = sim_connect(p->world.sim, &to.sa, NULL, on_errand, e);
 }
 
 static void backend_order(struct play *p, const char *words)
@@ -108,10 +153,19 @@ static void backend_order(struct play *p, const char *words)
 	};
 	struct sim_backend *b = p->world.backends[words[1] - '0'];
 
+	unsigned long n = strtoul(words + 3 + strcspn(words + 3, " "), NULL,
+				  10);
 	for (size_t i = 0; i < sizeof(orders) / sizeof(orders[0]); i++) {
 		if (strcmp(words + 3, orders[i].word) == 0)
 			sim_backend_up(b, orders[i].up);
 	}
+	if (strcmp(words + 3, "restart") == 0)
+		sim_backend_restart(b);
+	else if (strncmp(words + 3, "slots ", 6) == 0)
+		sim_backend_slots(b, (unsigned)n);
+	else if (strncmp(words + 3, "strain ", 7) == 0)
+		sim_backend_strain(b, sim_now_us(p->world.sim) +
+					      (int64_t)n * SIM_MS);
 }
 
 static void on_words(void *owner, const char *words)
@@ -120,6 +174,8 @@ static void on_words(void *owner, const char *words)
 
 	if (words[0] == 'b' && strlen(words) > 3)
 		backend_order(p, words);
+	else if (strncmp(words, "ctl ", 4) == 0)
+		run_errand(p, words + 4);
 	else if (strcmp(words, "smooth") == 0)
 		sim_faults_set(p->world.sim, &smooth);
 	else if (strcmp(words, "reload") == 0)
@@ -157,12 +213,20 @@ static bool talks_done(struct world *w)
 	return true;
 }
 
+static bool wants_header(const struct scene *s, unsigned backend)
+{
+	const char *config = backend == 0 ? s->b0_config : s->b1_config;
+
+	return config != NULL && strstr(config, "identity = header") != NULL;
+}
+
 static bool raise_curtain(struct play *p, FILE *trace)
 {
 	const struct scene *s = p->scene;
 
 	write_config(s, true, 10, p->config, sizeof(p->config));
-	if (!world_start(&p->world, SEED, &smooth, p->config, 1, trace))
+	if (!world_start(&p->world, SEED, &smooth, p->config,
+			 s->workers > 0 ? s->workers : 1, trace))
 		return false;
 	mutate_plant(&p->world, MUTATE_NONE);
 	p->world.log_fn = on_log;
@@ -175,6 +239,7 @@ static bool raise_curtain(struct play *p, FILE *trace)
 			.slots = i == 0 ? s->slots : 0,
 			.full = SIM_DEED_BYE,
 			.max_sessions = 50,
+			.header = wants_header(s, i),
 			.deeds = s->b0,
 		};
 
@@ -217,6 +282,14 @@ static void enter(struct play *p)
 	}
 }
 
+static bool took(const struct world *w, unsigned i, const char *text)
+{
+	size_t len;
+	const char *last = sim_backend_last(w->backends[i], &len);
+
+	return memmem(last, len, text, strlen(text)) != NULL;
+}
+
 static void check_end(struct play *p)
 {
 	struct world *w = &p->world;
@@ -232,6 +305,12 @@ static void check_end(struct play *p)
 				      taken, takes[i]);
 		}
 	}
+	unsigned conns = sim_backend_seen(w->backends[0]);
+	if (s->b0_conns > 0 && conns != s->b0_conns)
+		sim_violation(w->sim, "b0 had %u connections, %u expected",
+			      conns, s->b0_conns);
+	if (s->got != NULL && !took(w, 0, s->got) && !took(w, 1, s->got))
+		sim_violation(w->sim, "\"%s\" is not in what arrived", s->got);
 	if (s->log != NULL && !p->logged)
 		sim_violation(w->sim, "\"%s\" is not in the log", s->log);
 }

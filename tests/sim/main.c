@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "tests/sim/cases.h"
+#include "tests/sim/limits.h"
 #include "tests/sim/mutate.h"
 #include "tests/sim/storm.h"
 
@@ -29,8 +30,8 @@ struct options {
 	uint64_t first, last;
 	unsigned jobs;
 	unsigned bug;
-	bool seeds, trace, mutations, cases, verbose;
-	const char *case_name;
+	bool seeds, trace, mutations, cases, limits;
+	const char *case_name, *limit_name;
 };
 
 /* What one process found out. */
@@ -46,6 +47,8 @@ static void usage(FILE *out)
 	fputs("usage: weir-sim --seeds A..B [--jobs N] [--mutate NAME]\n"
 	      "       weir-sim --seed N [--trace] [--mutate NAME]\n"
 	      "       weir-sim --cases | --case NAME [--trace]\n"
+	      "       weir-sim --limits | --limit NAME [--seeds A..B] "
+	      "[--trace]\n"
 	      "       weir-sim --mutations\n",
 	      out);
 }
@@ -348,6 +351,8 @@ static bool parse(int argc, char **argv, struct options *o)
 		{ "mutations", no_argument, NULL, 'M' },
 		{ "case", required_argument, NULL, 'c' },
 		{ "cases", no_argument, NULL, 'C' },
+		{ "limit", required_argument, NULL, 'l' },
+		{ "limits", no_argument, NULL, 'L' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int c;
@@ -373,6 +378,10 @@ static bool parse(int argc, char **argv, struct options *o)
 			o->case_name = optarg;
 		} else if (c == 'C') {
 			o->cases = true;
+		} else if (c == 'l') {
+			o->limit_name = optarg;
+		} else if (c == 'L') {
+			o->limits = true;
 		} else {
 			return false;
 		}
@@ -394,6 +403,14 @@ int main(int argc, char **argv)
 		return do_mutations();
 	if (o.cases || o.case_name != NULL)
 		return cases_run(o.case_name, o.trace) ? 0 : STATUS_FAILED;
+	if (o.limits || o.limit_name != NULL) {
+		uint64_t first = o.last > 0 ? o.first : 1;
+		uint64_t last = o.last > 0 ? o.last : 1;
+
+		return limits_run(o.limit_name, first, last, o.trace)
+			       ? 0
+			       : STATUS_FAILED;
+	}
 	if (o.seeds)
 		return do_seeds(&o);
 	if (o.last > 0)

@@ -14,7 +14,7 @@
  * the last the backend is good.
  */
 
-enum { SCENE_TALKS = 4, SCENE_DEEDS = 6 };
+enum { SCENE_TALKS = 6, SCENE_DEEDS = 6 };
 
 struct scene {
 	const char *name;
@@ -26,10 +26,15 @@ struct scene {
 	struct sim_deed b1[SCENE_DEEDS];
 	unsigned lacks;         /* enum sim_offer that b1 does not offer */
 	unsigned slots;         /* hidden limit of b0; 0: none */
-	int b0_takes, b1_takes; /* messages accepted at the end */
+	int b0_takes, b1_takes; /* messages accepted at the end; -1: any */
+	unsigned b0_conns;      /* connections to b0 that clients' mail took */
 	const char *log;        /* in some line of the log; or NULL */
+	const char *got;        /* in what b0, or b1, took last; or NULL */
+	unsigned workers;       /* 0: one */
 	/* Sections of weir.ini, if not the usual. */
-	const char *listener, *admission, *timeouts, *farm, *health;
+	const char *weir; /* more lines of it */
+	const char *listener, *admission, *timeouts, *farm, *health, *room;
+	const char *b0_config, *b1_config; /* without the address */
 	/* The world: 0 the usual smooth one. */
 	struct sim_faults faults;
 };

@@ -17,6 +17,7 @@ struct sim_talk {
 	struct sim_timer timer;
 	bool open, done, waiting, deaf, closed, fin, slow_busy;
 	int64_t slow_us;
+	int64_t mark_us;
 	unsigned long reads; /* of the step "reads" so far */
 	char *pending;       /* octets said slowly; from pending_at */
 	size_t pending_len, pending_at;
@@ -230,6 +231,33 @@ static void close_now(struct sim_talk *t, bool reset)
 	t->end = NULL;
 }
 
+static long since_mark_ms(const struct sim_talk *t)
+{
+	return (long)((sim_now_us(t->sim) - t->mark_us) / SIM_MS);
+}
+
+/* False: the end is not there yet. */
+static bool do_end(struct sim_talk *t, const char *step)
+{
+	const char *rest;
+
+	if (is(step, "eof", &rest)) {
+		if (t->inbox_len > 0)
+			wrong(t, "read", t->inbox);
+		if (t->fin)
+			close_now(t, false);
+		return t->closed;
+	}
+	if (is(step, "gone", &rest)) {
+		t->inbox_len = 0;
+		if (t->fin)
+			close_now(t, false);
+		return t->closed;
+	}
+	wrong(t, "what is that", step);
+	return true;
+}
+
 /* False: the step is not over yet. */
 static bool do_reading(struct sim_talk *t, const char *step)
 {
@@ -258,23 +286,18 @@ static bool do_reading(struct sim_talk *t, const char *step)
 			wrong(t, "it is in", t->reply);
 		return true;
 	}
-	if (is(step, "eof", &rest)) {
-		if (t->inbox_len > 0)
-			wrong(t, "read", t->inbox);
-		if (t->fin)
-			close_now(t, false);
-		return t->closed;
+	if (is(step, "soon", &rest)) {
+		if (since_mark_ms(t) > strtol(rest, NULL, 10))
+			wrong(t, "too late", t->reply);
+		return true;
 	}
-	if (is(step, "gone", &rest)) {
-		t->inbox_len = 0;
-		if (t->fin)
-			close_now(t, false);
-		return t->closed;
+	if (is(step, "after", &rest)) {
+		if (since_mark_ms(t) < strtol(rest, NULL, 10))
+			wrong(t, "too early", t->reply);
+		return true;
 	}
-	wrong(t, "what is that", step);
-	return true;
+	return do_end(t, step);
 }
-
 static bool do_step(struct sim_talk *t, const char *step)
 {
 	const char *rest;
@@ -295,6 +318,8 @@ static bool do_step(struct sim_talk *t, const char *step)
 		sim_timer_set(t->sim, &t->timer,
 			      sim_now_us(t->sim) +
 				      SIM_MS * strtol(rest, NULL, 10));
+	} else if (is(step, "mark", &rest)) {
+		t->mark_us = sim_now_us(t->sim);
 	} else if (is(step, "slow", &rest)) {
 		t->slow_us = SIM_MS * strtol(rest, NULL, 10);
 	} else if (is(step, "deaf", &rest)) {

@@ -20,6 +20,9 @@
  *	has TEXT     the last reply has TEXT in it
  *	not TEXT     the last reply has no TEXT in it
  *	wait N       for N milliseconds
+ *	mark         remember the time
+ *	soon N       N milliseconds at most have passed since the mark
+ *	after N      N milliseconds at least have passed since the mark
  *	eof          read the end of the stream, and nothing before it
  *	gone         the connection ends, whatever comes before
  *	slow N       from now on say an octet in N milliseconds

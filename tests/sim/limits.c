@@ -1,0 +1,479 @@
+#include "tests/sim/limits.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "balancer/backend.h"
+#include "tests/sim/sim_crowd.h"
+#include "tests/sim/world.h"
+
+enum {
+	SAMPLE_US = 50 * SIM_MS,
+	LATENCY_US = 10 * SIM_MS, /* one way */
+	BASE_MS = 40,             /* a connect and a greeting */
+	G_MS = 1000, /* for a greeting, in a queue that is silent */
+	SOURCES = 2000,
+	CROWD_NUMBERS = 100000, /* of each crowd's clients */
+	LOW_S = 120,            /* how long capacity stays low, or high */
+	FALL_S = 15,            /* and how long it takes to fall */
+	RETURN_S = 25,          /* and that weir may take to see it is back */
+	DRAIN_US = 300 * SIM_SECOND,
+};
+
+#define MEAN_S 5.0
+#define SIGMA  1.2
+#define NO_BAR -1.0
+
+struct limit_scene {
+	const char *name;
+	const char *about;
+	unsigned weirs, workers;
+	unsigned slots; /* that the server has */
+	double demand;  /* slots that weirs' clients want, of slots */
+	double hidden;  /* slots that others want */
+	enum sim_deed_kind full;
+	const char *full_text;
+	bool falls; /* to 40 % and back, again and again */
+	unsigned seconds, warm_s;
+	double use_min;       /* of the slots that others do not have */
+	double refused_s_max; /* per second and weir */
+	double refused_max;   /* of attempts */
+};
+
+/*
+ * The numbers in the comments are those of ten seeds of all of weir.
+ */
+static const struct limit_scene scenes[] = {
+	{ "steady-5", "5 slots, 1.5 times as much wanted", 1, 1, 5, 1.5, 0,
+	  SIM_DEED_BYE, NULL, false, 1000, 100, .98, .15, NO_BAR },
+	{ "steady-20", "20 slots, 1.5 times as much wanted", 1, 2, 20, 1.5, 0,
+	  SIM_DEED_BYE, NULL, false, 1000, 100, .98, .15, NO_BAR },
+	{ "steady-5-by-4", "4 weirs share 5 slots", 4, 1, 5, 1.5, 0,
+	  SIM_DEED_BYE, NULL, false, 1000, 100, .98, .15, NO_BAR },
+	{ "steady-20-by-4", "4 weirs share 20 slots", 4, 1, 20, 1.5, 0,
+	  SIM_DEED_BYE, NULL, false, 1000, 100, .98, .15, NO_BAR },
+	{ "cap", "20 slots, refused as too many of one address", 1, 1, 20, 1.5,
+	  0, SIM_DEED_BYE,
+	  "421 4.7.0 b0.test Error: too many connections from 10.1.0.1\r\n",
+	  false, 1000, 100, .98, .15, NO_BAR },
+	{ "end-of-stream", "20 slots, refused without a word", 1, 1, 20, 1.5, 0,
+	  SIM_DEED_FIN, NULL, false, 1000, 100, .98, .15, NO_BAR },
+	{ "hidden", "others take and leave half of 50 slots", 1, 2, 50, 1.0, 25,
+	  SIM_DEED_BYE, NULL, false, 1000, 200, .95, NO_BAR, .08 },
+	{ "hidden-by-4", "4 weirs, others take and leave 20 of 50", 4, 1, 50,
+	  1.0, 20, SIM_DEED_BYE, NULL, false, 1000, 200, .97, NO_BAR, .15 },
+	{ "falls", "50 slots become 20 and 50 again", 1, 1, 50, 1.5, 0,
+	  SIM_DEED_BYE, NULL, true, 1000, 100, NO_BAR, NO_BAR, NO_BAR },
+	{ "under-load", "60 % of 50 slots are wanted", 1, 1, 50, .6, 0,
+	  SIM_DEED_BYE, NULL, false, 1000, 100, NO_BAR, NO_BAR, .001 },
+	{ "silent", "50 slots, who is too many waits in silence", 1, 1, 50, 1.5,
+	  0, SIM_DEED_SLOW, NULL, false, 1000, 100, NO_BAR, NO_BAR, .01 },
+	{ "silent-by-4", "4 weirs, and too many wait in silence", 4, 1, 50, 1.5,
+	  0, SIM_DEED_SLOW, NULL, false, 1000, 100, NO_BAR, NO_BAR, .01 },
+};
+
+/* How long the limit was far below what there was. */
+struct lag {
+	int64_t watched_us, below_us, stretch_us, longest_us;
+};
+
+struct run {
+	struct world world;
+	const struct limit_scene *scene;
+	struct sim_crowd *crowds[WORLD_WEIRS_MAX];
+	struct sim_timer sample, hidden;
+	struct sim_backend_use before; /* at the end of the warm-up */
+	int64_t started_us;            /* and when that was */
+	struct lag lag;
+	int64_t back_us;    /* capacity came back then */
+	int64_t slowest_us; /* to use 90 % of what came back */
+	unsigned returns;
+	bool returned;  /* it is used again, or never was taken */
+	unsigned slots; /* now */
+	char config[WORLD_CONFIG_MAX];
+};
+
+/* Somebody else's session. */
+struct other {
+	struct run *run;
+	struct sim_timer timer;
+};
+
+static const struct sim_faults smooth = {
+	.latency_us_max = 0,
+	.window_min = 65536,
+	.window_max = 65536,
+};
+
+static void write_config(struct run *r, unsigned weir)
+{
+	int n = snprintf(
+		r->config, sizeof(r->config),
+		"[weir]\nhostname = mx.test\nlog_level = info\n"
+		"control_socket = /run/weir-sim-%u.sock\n"
+		"small_buffers = 2000\nbig_buffers = 64\n"
+		"[listener in]\nlisten = 192.0.2.%u:25\n"
+		"[admission]\nmax_sessions = 600\nmax_per_source = 100\n"
+		"max_per_aggregate = 0\ntable_size = 10000\n"
+		"[timeouts]\ndata = 1h\nbackend_greeting = %ums\n"
+		"[farm]\nlinger = 0\n"
+		"[room]\nsize = 200\nper_source = 100\n"
+		"[backend b0]\naddress = 10.0.0.1:25\nsource = 10.1.0.%u\n",
+		weir, weir + 1,
+		r->scene->full == SIM_DEED_SLOW ? (unsigned)G_MS : 30000U,
+		weir + 1);
+
+	assert(n > 0);
+	assert((size_t)n < sizeof(r->config));
+}
+
+/* --- others, who take slots and leave --- */
+
+static void other_leaves(void *owner)
+{
+	struct other *o = owner;
+
+	sim_backend_give(o->run->world.backends[0]);
+	free(o);
+}
+
+static void other_comes(void *owner)
+{
+	struct run *r = owner;
+	struct sim *sim = r->world.sim;
+	int64_t now_us = sim_now_us(sim);
+
+	sim_timer_set(sim, &r->hidden,
+		      now_us + 1 +
+			      (int64_t)(SIM_SECOND *
+					sim_until_next_s(sim, r->scene->hidden /
+								      MEAN_S)));
+	if (!sim_backend_take(r->world.backends[0]))
+		return;
+	struct other *o = calloc(1, sizeof(*o));
+	if (o == NULL)
+		abort();
+	o->run = r;
+	o->timer = (struct sim_timer){ .fire = other_leaves, .owner = o };
+	sim_timer_set(sim, &o->timer,
+		      now_us + 1 +
+			      (int64_t)(SIM_SECOND *
+					sim_lognormal_s(sim, MEAN_S, SIGMA)));
+}
+
+/* --- what is looked at again and again --- */
+
+/* What all weirs think that the server takes. */
+static double learned(struct run *r)
+{
+	double sum = 0;
+
+	for (unsigned i = 0; i < r->world.house_count; i++)
+		sum += farm_at(r->world.houses[i].weir.farm, 0)->limit.l;
+	return sum;
+}
+
+static unsigned used_now(struct run *r)
+{
+	return sim_backend_open(r->world.backends[0]);
+}
+
+static void watch_fall(struct run *r)
+{
+	struct lag *lag = &r->lag;
+
+	lag->watched_us += SAMPLE_US;
+	if (learned(r) >= .85 * r->slots) {
+		lag->stretch_us = 0;
+		return;
+	}
+	lag->below_us += SAMPLE_US;
+	lag->stretch_us += SAMPLE_US;
+	if (lag->stretch_us > lag->longest_us)
+		lag->longest_us = lag->stretch_us;
+}
+
+static void watch_return(struct run *r, int64_t now_us)
+{
+	int64_t took_us = now_us - r->back_us;
+
+	if (r->returned || used_now(r) * 10 < r->slots * 9)
+		return;
+	r->returned = true;
+	r->returns++;
+	if (took_us > r->slowest_us)
+		r->slowest_us = took_us;
+}
+
+static void set_slots(struct run *r, unsigned slots)
+{
+	if (slots == r->slots)
+		return;
+	r->slots = slots;
+	sim_backend_slots(r->world.backends[0], slots);
+}
+
+/* High, falling, low; and again. */
+static void fall_and_return(struct run *r, int64_t now_us)
+{
+	unsigned high = r->scene->slots, low = high * 2 / 5;
+	int64_t s = (now_us - r->started_us) / SIM_SECOND % (2 * LOW_S);
+
+	if (s < LOW_S) {
+		if (r->slots < high) {
+			r->back_us = now_us;
+			r->returned = false;
+		}
+		set_slots(r, high);
+		watch_return(r, now_us);
+		return;
+	}
+	s -= LOW_S;
+	set_slots(r, s >= FALL_S
+			     ? low
+			     : high - (unsigned)((high - low) * s / FALL_S));
+	watch_fall(r);
+}
+
+static void sample_fires(void *owner)
+{
+	struct run *r = owner;
+	int64_t now_us = sim_now_us(r->world.sim);
+
+	sim_timer_set(r->world.sim, &r->sample, now_us + SAMPLE_US);
+	if (r->scene->falls && r->started_us > 0)
+		fall_and_return(r, now_us);
+}
+
+/* --- the run --- */
+
+static bool begin(struct run *r, uint64_t seed, FILE *trace)
+{
+	const struct limit_scene *s = r->scene;
+	struct sim_faults faults = smooth;
+	struct sim_backend_config config = {
+		.addr = world_backend_addr(0),
+		.offers = SIM_OFFER_ALL & ~SIM_OFFER_DANGEROUS,
+		.slots = s->slots,
+		.full = s->full,
+		.full_text = s->full_text,
+		.late_us = BASE_MS * SIM_MS / 2,
+	};
+
+	faults.latency_us_max = LATENCY_US;
+	write_config(r, 0);
+	if (!world_start(&r->world, seed, &faults, r->config, s->workers,
+			 trace))
+		return false;
+	for (unsigned i = 1; i < s->weirs; i++) {
+		write_config(r, i);
+		if (!world_add_weir(&r->world, r->config, s->workers))
+			return false;
+	}
+	r->slots = s->slots;
+	r->returned = true;
+	r->world.backends[0] = sim_backend_new(r->world.sim, r->world.check,
+					       &config);
+	for (unsigned i = 0; i < s->weirs; i++) {
+		struct sim_crowd_config crowd = {
+			.to = world_listen_addr(i),
+			.first = i * CROWD_NUMBERS,
+			.sources = SOURCES,
+			.per_s = s->demand * s->slots / MEAN_S / s->weirs,
+			.mean_s = MEAN_S,
+			.sigma = SIGMA,
+		};
+
+		r->crowds[i] = sim_crowd_new(r->world.sim, r->world.check,
+					     &crowd);
+	}
+	r->sample = (struct sim_timer){ .fire = sample_fires, .owner = r };
+	r->hidden = (struct sim_timer){ .fire = other_comes, .owner = r };
+	sample_fires(r);
+	if (s->hidden > 0)
+		other_comes(r);
+	return true;
+}
+
+static bool all_gone(struct world *w)
+{
+	unsigned running = world_running(w);
+
+	return running == 0;
+}
+
+/* All that has been asked for is still done, and weir comes home. */
+static void end(struct run *r)
+{
+	struct world *w = &r->world;
+
+	sim_timer_clear(w->sim, &r->hidden);
+	for (unsigned i = 0; i < r->scene->weirs; i++)
+		sim_crowd_rate(r->crowds[i], 0);
+	world_run(w, sim_now_us(w->sim) + DRAIN_US);
+	world_drain_begin(w);
+	if (sim_failed(w->sim) == NULL &&
+	    !world_run_until(w, sim_now_us(w->sim) + DRAIN_US, all_gone))
+		sim_violation(w->sim, "the drain does not end: %s",
+			      world_unrest(w));
+	if (sim_failed(w->sim) == NULL)
+		world_check_books(w);
+}
+
+/* --- the bars --- */
+
+static void bar(struct run *r, const char *what, double seen, double limit,
+		bool least)
+{
+	if (limit < 0 || (least ? seen >= limit : seen <= limit))
+		return;
+	sim_violation(r->world.sim, "%s %.4f, the bar is %.4f", what, seen,
+		      limit);
+}
+
+struct result {
+	bool passed;
+	double use, refused_s, refused, late;
+	unsigned done;
+	char why[WORLD_WHY_MAX];
+};
+
+static void measure(struct run *r, struct result *result)
+{
+	const struct limit_scene *s = r->scene;
+	struct sim_backend_use use;
+	double seconds = (double)(sim_now_us(r->world.sim) - r->started_us) /
+			 SIM_SECOND;
+
+	sim_backend_use(r->world.backends[0], &use);
+	double asked = use.asked - r->before.asked;
+	double refused = use.refused - r->before.refused + use.given_up -
+			 r->before.given_up;
+	result->use = (double)(use.ours_us - r->before.ours_us) /
+		      (double)(use.usable_us - r->before.usable_us);
+	result->refused_s = refused / seconds / s->weirs;
+	result->refused = asked > 0 ? refused / asked : 0;
+	result->late = (double)(use.late - r->before.late) /
+		       (double)(use.greeted - r->before.greeted + 1);
+	for (unsigned i = 0; i < s->weirs; i++)
+		result->done += sim_crowd_counts(r->crowds[i]).done;
+	bar(r, "slots used:", result->use, s->use_min, true);
+	bar(r, "refused per second and weir:", result->refused_s,
+	    s->refused_s_max, false);
+	bar(r, "refused of attempts:", result->refused, s->refused_max, false);
+}
+
+/* Half of the greetings, at least, came as if nobody waited. */
+static void measure_silence(struct run *r, const struct result *result)
+{
+	if (r->scene->full == SIM_DEED_SLOW)
+		bar(r, "greetings that were late:", result->late, .5, false);
+}
+
+static void measure_falls(struct run *r)
+{
+	const struct lag *lag = &r->lag;
+
+	if (!r->scene->falls)
+		return;
+	bar(r, "limit far too low, of the time:",
+	    (double)lag->below_us / (double)lag->watched_us, .02, false);
+	bar(r,
+	    "limit far too low, seconds:", (double)lag->longest_us / SIM_SECOND,
+	    2, false);
+	bar(r, "times that it came back:", r->returns, 3, true);
+	bar(r, "seconds until what came back was used:",
+	    (double)r->slowest_us / SIM_SECOND, RETURN_S, false);
+}
+
+static void run_one(const struct limit_scene *scene, uint64_t seed, FILE *trace,
+		    struct result *result)
+{
+	struct run *r = calloc(1, sizeof(*r));
+
+	if (r == NULL)
+		abort();
+	*result = (struct result){ .passed = true };
+	r->scene = scene;
+	if (begin(r, seed, trace)) {
+		world_run(&r->world, scene->warm_s * SIM_SECOND);
+		sim_backend_use(r->world.backends[0], &r->before);
+		r->started_us = sim_now_us(r->world.sim);
+		world_run(&r->world, (int64_t)scene->seconds * SIM_SECOND);
+		measure(r, result);
+		measure_silence(r, result);
+		measure_falls(r);
+		if (sim_failed(r->world.sim) == NULL)
+			end(r);
+	}
+	const char *why = sim_failed(r->world.sim);
+	if (why != NULL) {
+		result->passed = false;
+		snprintf(result->why, sizeof(result->why), "%s", why);
+	}
+	/* The process ends: what is left of the world ends with it. */
+}
+
+/* In a process of its own: a crash is a finding like others. */
+static void run_apart(const struct limit_scene *scene, uint64_t seed,
+		      bool trace, struct result *result)
+{
+	int ends[2], status = 0;
+
+	if (pipe(ends) != 0)
+		abort();
+	fflush(stdout);
+	pid_t pid = fork();
+	if (pid == 0) {
+		run_one(scene, seed, trace ? stdout : NULL, result);
+		fflush(stdout);
+		(void)!write(ends[1], result, sizeof(*result));
+		_exit(0);
+	}
+	close(ends[1]);
+	if (read(ends[0], result, sizeof(*result)) !=
+	    (ssize_t)sizeof(*result)) {
+		(void)waitpid(pid, &status, 0);
+		*result = (struct result){ 0 };
+		snprintf(result->why, sizeof(result->why),
+			 "the process ended with signal %d",
+			 WIFSIGNALED(status) ? WTERMSIG(status) : 0);
+	} else {
+		(void)waitpid(pid, &status, 0);
+	}
+	close(ends[0]);
+}
+
+bool limits_run(const char *name, uint64_t first, uint64_t last, bool trace)
+{
+	static struct result result;
+	unsigned passed = 0, failed = 0;
+
+	for (size_t i = 0; i < sizeof(scenes) / sizeof(scenes[0]); i++) {
+		const struct limit_scene *s = &scenes[i];
+
+		if (name != NULL && strcmp(s->name, name) != 0)
+			continue;
+		for (uint64_t seed = first; seed <= last; seed++) {
+			run_apart(s, seed, trace, &result);
+			printf("%s %-15s seed %lu: used %.4f, refused %.3f/s "
+			       "%.4f, late %.3f, %u messages; %s\n",
+			       result.passed ? "ok  " : "FAIL", s->name,
+			       (unsigned long)seed, result.use,
+			       result.refused_s, result.refused, result.late,
+			       result.done, s->about);
+			if (!result.passed)
+				printf("     %s\n", result.why);
+			if (result.passed)
+				passed++;
+			else
+				failed++;
+		}
+	}
+	printf("%u passed, %u failed\n", passed, failed);
+	return failed == 0 && passed > 0;
+}
