@@ -61,7 +61,7 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
 
 # Decisions: no kernel, no clock, no allocation (checked by `make purity`).
 PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
-          session_reply.c upstream.c \
+          session_hold.c session_reply.c upstream.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
           hold.c trace.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
@@ -108,8 +108,10 @@ NEEDS_logger    := proxy/logger.c
 NEEDS_histogram := tests/histogram.c
 NEEDS_quantity  := tests/quantity.c
 NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
-                     session_command.c session_reply.c smtp.c \
-                     admission.c cidr.c stats.c) balancer/busy.c
+                     session_command.c session_hold.c session_reply.c smtp.c \
+                     admission.c cidr.c stats.c) balancer/busy.c \
+                   tests/unit/session_model.c
+NEEDS_session_hold := $(NEEDS_session)
 NEEDS_upstream  := proxy/upstream.c proxy/smtp.c balancer/busy.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 NEEDS_health    := health/health.c

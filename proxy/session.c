@@ -91,9 +91,19 @@ void session_stress(struct session *s, const struct session_env *env)
 						    : t->command_ms));
 }
 
+void session_set_body_deadline(struct session *s, const struct session_env *env)
+{
+	int64_t at_ms = s->waiting_ms + env->config->timeouts.data_ms;
+
+	if (s->holding && s->bound && s->park_ms < at_ms)
+		at_ms = s->park_ms;
+	set_deadline(s, env, at_ms);
+}
+
 void session_await_body(struct session *s, const struct session_env *env)
 {
-	set_deadline(s, env, env->now_ms + env->config->timeouts.data_ms);
+	s->waiting_ms = env->now_ms;
+	session_set_body_deadline(s, env);
 }
 
 /* ---- endings ---- */
@@ -111,12 +121,14 @@ void session_part(struct session *s, struct session_plan *plan)
 {
 	bool clean = s->due == 0 || s->pipelining;
 
-	if (s->state == SESSION_BINDING) {
+	if (session_is_binding(s)) {
 		session_add(plan, SESSION_DO_QUIT);
 	} else if (s->bound) {
-		if (s->ahead_data || s->state == SESSION_DATA ||
-		    s->state == SESSION_BODY || s->state == SESSION_CHUNK ||
-		    s->state == SESSION_FINAL)
+		if (s->ahead_data ||
+		    (s->state == SESSION_DATA && !s->own_data) ||
+		    (s->state == SESSION_BODY && !s->holding) ||
+		    (s->state == SESSION_HANDOVER && s->due > 0) ||
+		    s->state == SESSION_CHUNK || s->state == SESSION_FINAL)
 			clean = false;
 		session_add(plan, clean ? SESSION_DO_QUIT : SESSION_DO_RESET);
 	}
@@ -135,6 +147,11 @@ void session_end_message(struct session *s, struct session_plan *plan,
 	s->message.code = code;
 	s->transaction = SESSION_NO_MAIL;
 	s->chunk_failed = false;
+	s->own_data = false;
+	s->holding = false;
+	s->whole = false;
+	s->replaying = false;
+	s->trace_due = false;
 	session_add(plan, SESSION_DO_LOG);
 }
 
@@ -555,12 +572,20 @@ static void client_ended(struct session *s, const struct session_env *env,
 			 struct session_plan *plan, enum stats_close reason)
 {
 	switch (s->state) {
-	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 		/* It is the backend's now: its answer is worth knowing, and
 		 * whoever has only half closed still reads it. */
 		s->eof = true;
 		s->client_gone = reason == STATS_CLOSE_CLIENT_RESET;
+		return;
+	case SESSION_HANDOVER:
+		if (s->whole && reason == STATS_CLOSE_CLIENT_CLOSED) {
+			s->eof = true;
+			return;
+		}
+		/* No backend has any of it, or not all. */
+		stats_add(&env->stats->messages_aborted, 1);
+		abort_session(s, plan, reason);
 		return;
 	case SESSION_BODY:
 	case SESSION_CHUNK:
@@ -594,11 +619,18 @@ static bool session_time_is_up(const struct session *s,
 	return whole_ms > 0 && env->now_ms >= s->opened_ms + whole_ms;
 }
 
+/* The slot is not to be held any longer without a look around. */
+static bool park_is_due(const struct session *s, const struct session_env *env)
+{
+	return s->state == SESSION_BODY && s->holding && s->bound &&
+	       env->now_ms >= s->park_ms;
+}
+
 bool session_defer(struct session *s, const struct session_env *env)
 {
 	if (s->state != SESSION_BODY && s->state != SESSION_CHUNK)
 		return false;
-	if (session_time_is_up(s, env))
+	if (session_time_is_up(s, env) || park_is_due(s, env))
 		return false;
 	session_await_body(s, env);
 	return true;
@@ -618,6 +650,10 @@ static void timed_out(struct session *s, const struct session_env *env,
 		await_command(s, env);
 		return;
 	}
+	if (park_is_due(s, env) && reason == STATS_CLOSE_CLIENT_TIMEOUT) {
+		session_see_about_slot(s, env, plan);
+		return;
+	}
 	switch (s->state) {
 	case SESSION_GREETING:
 		greet(s, env, plan);
@@ -625,6 +661,15 @@ static void timed_out(struct session *s, const struct session_env *env,
 	case SESSION_BINDING:
 		session_add(plan, SESSION_DO_QUIT);
 		session_no_backend(s, env, plan, BUSY_STAGE_TCP, BUSY_MAYBE);
+		return;
+	case SESSION_HANDOVER:
+		if (session_is_binding(s)) {
+			session_add(plan, SESSION_DO_QUIT);
+			session_no_backend(s, env, plan, BUSY_STAGE_TCP,
+					   BUSY_MAYBE);
+			return;
+		}
+		s->deadline_ms = INT64_MAX; /* the backend's time runs */
 		return;
 	case SESSION_COMMAND:
 	case SESSION_BODY:
@@ -636,7 +681,6 @@ static void timed_out(struct session *s, const struct session_env *env,
 		return;
 	case SESSION_MAIL:
 	case SESSION_DATA:
-	case SESSION_HANDOVER:
 	case SESSION_FINAL:
 	case SESSION_CLOSED:
 	case SESSION_STATES:

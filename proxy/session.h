@@ -211,7 +211,7 @@ struct session {
 	bool pipelining; /* it takes more than one command at a time */
 	bool afresh;     /* BIND: backends tried before may be tried again */
 	bool unheld;     /* the worker says that a COMMAND could not be held:
-			    DATA is forwarded then; each BIND clears it */
+			    DATA is forwarded then; MAIL's BIND clears it */
 	bool holding;    /* what comes of the body is held, none was sent */
 	bool whole;      /* all of it is, until LOG */
 	bool replaying;  /* REPLAY's replies are due, not only DATA's */

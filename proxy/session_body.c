@@ -50,8 +50,10 @@ void session_stop_body(struct session *s, struct session_plan *plan,
 {
 	assert(!s->swallow);
 	if (s->bound)
-		session_add(plan, SESSION_DO_RESET);
+		session_add(plan,
+			    s->holding ? SESSION_DO_QUIT : SESSION_DO_RESET);
 	s->bound = false;
+	s->holding = false;
 	s->swallow = true;
 	s->message.stage = stage;
 	s->message.class = class;
@@ -65,7 +67,7 @@ void session_refuse_body(struct session *s, struct session_plan *plan,
 }
 
 /* A reply of our own or the backend's whose time has come. */
-static unsigned say_note(struct session *s, struct session_plan *plan)
+unsigned session_say_note(struct session *s, struct session_plan *plan)
 {
 	struct session_act *act = session_add(plan, SESSION_DO_SAY);
 	unsigned code = 0;
@@ -82,7 +84,7 @@ static unsigned say_note(struct session *s, struct session_plan *plan)
 static void end_swallowed(struct session *s, const struct session_env *env,
 			  struct session_plan *plan)
 {
-	unsigned code = say_note(s, plan);
+	unsigned code = session_say_note(s, plan);
 
 	s->state = SESSION_COMMAND;
 	session_part(s, plan);
@@ -108,43 +110,75 @@ uint64_t session_size_limit(const struct session *s,
 	return limit;
 }
 
-/* ".\r\n", which no SIZE counts (RFC 1870, section 3). */
-enum { DATA_END_LEN = 3 };
+void session_trace(struct session *s, struct session_plan *plan)
+{
+	if (!s->trace_due)
+		return;
+	s->trace_due = false;
+	session_add(plan, SESSION_DO_TRACE);
+}
+
+/* What is wrong with the body as far as it has come; NULL: nothing. */
+static const char *body_refusal(const struct session *s)
+{
+	uint64_t limit = s->listener->size;
+
+	if (s->body.flaws != 0)
+		return "550 5.6.11 Bare CR, bare LF or NUL in the message\r\n";
+	if (limit > 0 && s->body.octets > limit + SESSION_DATA_END_LEN)
+		return "552 5.3.4 Message larger than allowed\r\n";
+	return NULL;
+}
+
+/* The event's first n octets, to the backend or into memory. */
+static void pass_body(struct session *s, struct session_plan *plan, size_t n)
+{
+	struct session_act *act;
+
+	if (s->holding) {
+		session_add(plan, SESSION_DO_HOLD)->len = n;
+		return;
+	}
+	session_trace(s, plan);
+	act = session_add(plan, SESSION_DO_BODY);
+	act->len = n;
+	act->stage = s->body.ended ? BUSY_STAGE_EOD : BUSY_STAGE_IDLE;
+}
 
 void session_body_octets(struct session *s, const struct session_env *env,
 			 const struct session_event *ev,
 			 struct session_plan *plan)
 {
+	const struct smtp_body was = s->body;
+	const char *refusal = NULL;
+	size_t n;
+
 	if (ev->len == 0)
 		return;
-
-	size_t n = smtp_body_scan(&s->body, ev->data, ev->len);
-	uint64_t limit = s->listener->size;
-
+	n = smtp_body_scan(&s->body, ev->data, ev->len);
+	if (!s->swallow)
+		refusal = body_refusal(s);
+	if (s->holding && refusal == NULL && n > ev->room) {
+		s->body = was; /* they come again when there is a backend */
+		session_spill(s, env, plan);
+		return;
+	}
 	plan->consumed = n;
 	s->message.octets = s->body.octets;
 	s->message.flaws = s->body.flaws;
-	if (s->body.flaws != 0 && !s->swallow) {
-		stats_add(&env->stats->messages_smuggled, 1);
-		session_refuse_body(s, plan, BUSY_OK,
-				    "550 5.6.11 Bare CR, bare LF or NUL in the "
-				    "message\r\n");
-	} else if (limit > 0 && s->body.octets > limit + DATA_END_LEN &&
-		   !s->swallow) {
-		session_refuse_body(
-			s, plan, BUSY_OK,
-			"552 5.3.4 Message larger than allowed\r\n");
+	if (refusal != NULL) {
+		if (s->body.flaws != 0)
+			stats_add(&env->stats->messages_smuggled, 1);
+		session_refuse_body(s, plan, BUSY_OK, refusal);
 	}
-	if (!s->swallow) {
-		struct session_act *act = session_add(plan, SESSION_DO_BODY);
-
-		act->len = n;
-		act->stage = s->body.ended ? BUSY_STAGE_EOD : BUSY_STAGE_IDLE;
-	}
+	if (!s->swallow)
+		pass_body(s, plan, n);
 	if (!s->body.ended) {
 		session_await_body(s, env);
 	} else if (s->swallow) {
 		end_swallowed(s, env, plan);
+	} else if (s->holding) {
+		session_hold_whole(s, env, plan);
 	} else {
 		s->message.end_ms = env->now_ms;
 		s->state = SESSION_FINAL;
@@ -167,7 +201,7 @@ static void chunk_swallowed(struct session *s, const struct session_env *env,
 		end_swallowed(s, env, plan);
 		return;
 	}
-	code = say_note(s, plan);
+	code = session_say_note(s, plan);
 	if (code == 421)
 		session_finish(s, plan, STATS_CLOSE_ERRORS);
 	else

@@ -1,4 +1,5 @@
 #include <assert.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -41,6 +42,7 @@ static void forward(const struct saying *c, enum busy_stage stage)
 	act->stage = stage;
 	act->text = c->text;
 	act->len = c->len + 2;
+	act->hold = stage == BUSY_STAGE_RCPT && session_holds(c->s);
 	c->s->deadline_ms = INT64_MAX;
 }
 
@@ -68,6 +70,9 @@ static void helo(const struct saying *c)
 	if (s->esmtp) {
 		/* No SIZE unless each backend takes the parameter. */
 		s->offered = c->env->offer_ext & SMTP_EXT_RELAYED;
+		/* Chunks go on as they come: they cannot be held. */
+		if (session_holds(s))
+			s->offered &= ~(unsigned)SMTP_EXT_CHUNKING;
 		if (!(s->offered & SMTP_EXT_CHUNKING))
 			s->offered &= ~(unsigned)SMTP_EXT_BINARYMIME;
 		n = smtp_ehlo_write(plan->scratch, sizeof(plan->scratch),
@@ -159,8 +164,7 @@ static bool mail(const struct saying *c)
 	/* What was offered may still be used further on. */
 	s->need = c->cmd->ext |
 		  (s->offered & (SMTP_EXT_CHUNKING | SMTP_EXT_DSN));
-	s->binding_ms = c->env->now_ms;
-	session_bind(s, c->env, c->plan);
+	session_seek(s, c->env, c->plan, true);
 	return true;
 }
 
@@ -274,6 +278,14 @@ static bool data(const struct saying *c)
 			session_out_of_step(s, c->plan);
 		return true;
 	}
+	if (session_holds(s)) {
+		s->state = SESSION_DATA;
+		s->premature = c->more;
+		s->own_data = true;
+		if (s->due == 0)
+			session_own_data(s, c->env, c->plan);
+		return true;
+	}
 	if (!room(s))
 		return false;
 	forward(c, BUSY_STAGE_DATA);
@@ -303,6 +315,8 @@ static const char *bdat_refusal(const struct saying *c)
 		return "503 5.5.1 No valid recipients\r\n";
 	if (limit > 0 &&
 	    (c->cmd->size > limit || s->message.octets > limit - c->cmd->size))
+		return "552 5.3.4 Message larger than allowed\r\n";
+	if (s->trace_due && c->cmd->size > UINT64_MAX - s->trace_len)
 		return "552 5.3.4 Message larger than allowed\r\n";
 	return NULL;
 }
@@ -339,6 +353,28 @@ static void swallow_chunk(const struct saying *c, const char *reply)
 	}
 }
 
+/*
+ * The trace field that the backend wants belongs to the first chunk: it is
+ * announced with the client's octets, and goes ahead of them.
+ */
+static void forward_chunk(const struct saying *c, enum busy_stage stage)
+{
+	struct session *s = c->s;
+	struct session_act *act;
+	int n;
+
+	forward(c, stage);
+	if (!s->trace_due)
+		return;
+	act = &c->plan->acts[c->plan->count - 1];
+	n = snprintf(c->plan->scratch, sizeof(c->plan->scratch),
+		     "BDAT %" PRIu64 "%s\r\n", c->cmd->size + s->trace_len,
+		     s->chunk_last ? " LAST" : "");
+	act->text = c->plan->scratch;
+	act->len = (size_t)n;
+	session_trace(s, c->plan);
+}
+
 static bool bdat(const struct saying *c)
 {
 	struct session *s = c->s;
@@ -359,7 +395,8 @@ static bool bdat(const struct saying *c)
 	if (refusal != NULL) {
 		swallow_chunk(c, refusal);
 	} else {
-		forward(c, s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA);
+		forward_chunk(c,
+			      s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA);
 		s->due++;
 		s->message.chunked = true;
 		if (s->message.data_ms == 0)
@@ -488,7 +525,8 @@ static bool data_ahead(const struct saying *c)
 {
 	struct session *s = c->s;
 
-	if (s->ahead_rcpts == 0 || s->body_type == SMTP_BODY_BINARYMIME)
+	if (s->ahead_rcpts == 0 || s->body_type == SMTP_BODY_BINARYMIME ||
+	    session_holds(s))
 		return false;
 	forward(c, BUSY_STAGE_DATA);
 	s->ahead_data = true;

@@ -5,7 +5,8 @@
 
 /*
  * What session.c (greeting, lines, time, ends), session_command.c,
- * session_body.c and session_reply.c share; nobody else includes it.
+ * session_body.c, session_hold.c and session_reply.c share; nobody else
+ * includes it.
  */
 
 #define SESSION_TEXT_DRAIN  "421 4.3.2 Service shutting down\r\n"
@@ -13,6 +14,9 @@
 #define SESSION_TEXT_LOST                                                      \
 	"451 4.3.0 The mail server was lost, please try again\r\n"
 #define SESSION_TEXT_CHUNK_FAILED "503 5.5.1 A chunk before this one failed\r\n"
+
+/* ".\r\n", which no SIZE counts (RFC 1870, section 3). */
+enum { SESSION_DATA_END_LEN = 3 };
 
 /* Append an act.  The caller fills in what it needs. */
 struct session_act *session_add(struct session_plan *plan,
@@ -52,6 +56,10 @@ void session_forget_ahead(struct session *s);
 /* More of a body or chunk is awaited. */
 void session_await_body(struct session *s, const struct session_env *env);
 
+/* The same, the client's time still running from when it began. */
+void session_set_body_deadline(struct session *s,
+			       const struct session_env *env);
+
 /* Leave the backend, without a finished message. */
 void session_part(struct session *s, struct session_plan *plan);
 
@@ -70,9 +78,17 @@ void session_abandon(struct session *s, struct session_plan *plan);
 void session_finish(struct session *s, struct session_plan *plan,
 		    enum stats_close reason);
 
-/* Ask for a backend; s->mail, s->need and s->binding_ms are set. */
-void session_bind(struct session *s, const struct session_env *env,
-		  struct session_plan *plan);
+/*
+ * Begin to look for a backend; s->mail and s->need are set.  In state
+ * HANDOVER for what is held, else for MAIL.  afresh: any may be tried.
+ */
+void session_seek(struct session *s, const struct session_env *env,
+		  struct session_plan *plan, bool afresh);
+
+/* Another backend, unseen by the client; or 451, if there may be none. */
+void session_try_another(struct session *s, const struct session_env *env,
+			 struct session_plan *plan, enum busy_stage stage,
+			 enum busy_class class);
 
 /* There is no backend for this message: 451, and back to commands. */
 void session_no_backend(struct session *s, const struct session_env *env,
@@ -90,6 +106,11 @@ void session_early(struct session *s, const struct session_env *env,
 		   const struct session_event *ev, struct session_plan *plan);
 void session_lost(struct session *s, const struct session_env *env,
 		  const struct session_event *ev, struct session_plan *plan);
+
+/* DATA was answered by 4xx or 5xx: relayed, and the transaction is over. */
+void session_data_refused(struct session *s, const struct session_env *env,
+			  const struct session_event *ev,
+			  struct session_plan *plan);
 
 /* What the client reads for the backend's code: we live on. */
 unsigned session_code_for_client(const struct session_event *ev);
@@ -112,6 +133,9 @@ void session_stop_body(struct session *s, struct session_plan *plan,
 /* Keep the backend's own words until then; the code is that of every line. */
 void session_note_reply(struct session *s, const struct session_event *ev);
 
+/* Say what was noted; returns its code. */
+unsigned session_say_note(struct session *s, struct session_plan *plan);
+
 /* Both, with a NUL-terminated reply of our own. */
 void session_refuse_body(struct session *s, struct session_plan *plan,
 			 enum busy_class class, const char *text);
@@ -123,6 +147,50 @@ void session_chunk_done(struct session *s, const struct session_env *env,
 /* The largest message that this session may send; 0: any. */
 uint64_t session_size_limit(const struct session *s,
 			    const struct session_env *env);
+
+/* If this backend is still to get the trace field, it gets it now. */
+void session_trace(struct session *s, struct session_plan *plan);
+
+/* ---- slot = body ---- */
+
+/* Does weir hold bodies, on this listener? */
+bool session_holds(const struct session *s);
+
+/* DATA came, and no reply is due any more: answer it. */
+void session_own_data(struct session *s, const struct session_env *env,
+		      struct session_plan *plan);
+
+/* s->park_ms has come: give the slot back, or look again later. */
+void session_see_about_slot(struct session *s, const struct session_env *env,
+			    struct session_plan *plan);
+
+/* The last octets of the body are being held; or more than can be came. */
+void session_hold_whole(struct session *s, const struct session_env *env,
+			struct session_plan *plan);
+void session_spill(struct session *s, const struct session_env *env,
+		   struct session_plan *plan);
+
+/* HANDOVER: a backend is bound; replies; is lost; cannot be had. */
+void session_replay(struct session *s, const struct session_env *env,
+		    struct session_plan *plan);
+void session_handover_replied(struct session *s, const struct session_env *env,
+			      const struct session_event *ev,
+			      struct session_plan *plan);
+void session_handover_lost(struct session *s, const struct session_env *env,
+			   struct session_plan *plan, enum busy_stage stage,
+			   enum busy_class class);
+/* text: a NUL-terminated 451, unless a backend's own words are noted. */
+void session_handover_failed(struct session *s, const struct session_env *env,
+			     struct session_plan *plan, enum busy_stage stage,
+			     enum busy_class class, const char *text);
+
+/*
+ * The final reply is an error.  True: it says busy, and another backend is
+ * being asked.
+ */
+bool session_retry_final(struct session *s, const struct session_env *env,
+			 const struct session_event *ev,
+			 struct session_plan *plan);
 
 /*
  * Act on one command line.  more: octets stand behind it already.  Returns

@@ -29,40 +29,113 @@ void session_no_backend(struct session *s, const struct session_env *env,
 			struct session_plan *plan, enum busy_stage stage,
 			enum busy_class class)
 {
-	stats_add(&env->stats->unavailable, 1);
-	session_say(plan, "451 4.3.2 All mail servers are busy, please try "
-			  "again later\r\n");
+	static const char text[] =
+		"451 4.3.2 All mail servers are busy, please "
+		"try again later\r\n";
+
+	if (s->note_len == 0) /* else the client reads what is noted */
+		stats_add(&env->stats->unavailable, 1);
+	if (s->state == SESSION_HANDOVER) {
+		session_handover_failed(s, env, plan, stage, class, text);
+		return;
+	}
+	session_say(plan, text);
 	session_end_message(s, plan, stage, class, 451);
 	session_next(s, env, plan);
 }
 
-void session_bind(struct session *s, const struct session_env *env,
-		  struct session_plan *plan)
+/* How long a session may wait in the room for a slot. */
+static int64_t room_wait_ms(const struct session_env *env)
 {
-	s->state = SESSION_BINDING;
+	const struct config_room *room = &env->config->room;
+
+	return room->size > 0 ? room->wait_ms : 0;
+}
+
+static void bind(struct session *s, const struct session_env *env,
+		 struct session_plan *plan)
+{
+	if (s->state != SESSION_HANDOVER) {
+		s->state = SESSION_BINDING;
+		s->unheld = false;
+	}
+	s->afresh = s->binds == 0;
+	s->binds++;
+	s->tries++;
 	s->message.tries++;
-	s->deadline_ms = s->binding_ms + env->config->farm.budget_ms;
+	s->deadline_ms = s->binding_ms + env->config->farm.budget_ms +
+			 room_wait_ms(env);
 	session_add(plan, SESSION_DO_BIND);
+}
+
+void session_seek(struct session *s, const struct session_env *env,
+		  struct session_plan *plan, bool afresh)
+{
+	s->binding_ms = env->now_ms;
+	s->tries = 0;
+	s->binds = afresh ? 0 : 1;
+	bind(s, env, plan);
+}
+
+/* Nobody there takes us now, which says nothing about the next moment. */
+static bool is_about_slots(enum busy_class class)
+{
+	return class == BUSY_BUSY || class == BUSY_MAYBE || class == BUSY_CAP ||
+	       class == BUSY_DRAIN;
+}
+
+static bool may_try_until(const struct session *s,
+			  const struct session_env *env, int64_t until_ms)
+{
+	return s->tries < env->config->farm.tries &&
+	       s->binds < SESSION_BINDS_MAX && env->now_ms < until_ms;
 }
 
 static bool may_try_another(const struct session *s,
 			    const struct session_env *env)
 {
-	return s->message.tries < env->config->farm.tries &&
-	       env->now_ms < s->binding_ms + env->config->farm.budget_ms;
+	return may_try_until(s, env,
+			     s->binding_ms + env->config->farm.budget_ms);
 }
 
-/* Another backend, unseen by the client; or 451, if there may be none. */
-static void try_another(struct session *s, const struct session_env *env,
-			struct session_plan *plan, enum busy_stage stage,
-			enum busy_class class)
+static void bind_another(struct session *s, const struct session_env *env,
+			 struct session_plan *plan)
 {
-	if (may_try_another(s, env)) {
-		stats_add(&env->stats->failovers, 1);
-		session_bind(s, env, plan);
-	} else {
+	stats_add(&env->stats->failovers, 1);
+	bind(s, env, plan);
+}
+
+void session_try_another(struct session *s, const struct session_env *env,
+			 struct session_plan *plan, enum busy_stage stage,
+			 enum busy_class class)
+{
+	if (may_try_another(s, env))
+		bind_another(s, env, plan);
+	else
 		session_no_backend(s, env, plan, stage, class);
+}
+
+/*
+ * Refused before MAIL.  If that is about slots it is none of [farm] tries: as
+ * long as one may come free, the client need not hear of it.
+ */
+static void try_after_refusal(struct session *s, const struct session_env *env,
+			      const struct session_event *ev,
+			      struct session_plan *plan)
+{
+	int64_t for_ms = env->config->farm.budget_ms;
+
+	if (!is_about_slots(ev->class)) {
+		session_try_another(s, env, plan, ev->stage, ev->class);
+		return;
 	}
+	s->tries--;
+	if (for_ms < room_wait_ms(env))
+		for_ms = room_wait_ms(env);
+	if (may_try_until(s, env, s->binding_ms + for_ms))
+		bind_another(s, env, plan);
+	else
+		session_no_backend(s, env, plan, ev->stage, ev->class);
 }
 
 void session_bound(struct session *s, const struct session_env *env,
@@ -70,20 +143,27 @@ void session_bound(struct session *s, const struct session_env *env,
 {
 	struct session_act *act;
 
-	if (s->state != SESSION_BINDING)
+	if (!session_is_binding(s))
 		return;
 	s->bound = true;
 	s->reused = ev->reused;
 	s->pipelining = ev->pipelining;
 	s->ext = ev->ext;
+	s->trace_len = ev->trace_len;
+	s->trace_due = ev->trace_len > 0;
 	if (s->need & ~s->ext) {
 		/* It offers less than its probes said. */
 		session_add(plan, SESSION_DO_QUIT);
 		s->bound = false;
-		try_another(s, env, plan, BUSY_STAGE_EHLO, BUSY_MISCONF);
+		session_try_another(s, env, plan, BUSY_STAGE_EHLO,
+				    BUSY_MISCONF);
 		return;
 	}
 	assert(s->ahead == 0);
+	if (s->state == SESSION_HANDOVER) {
+		session_replay(s, env, plan);
+		return;
+	}
 	s->state = SESSION_MAIL;
 	s->deadline_ms = INT64_MAX;
 	s->due = 1;
@@ -121,11 +201,12 @@ void session_unbound(struct session *s, const struct session_env *env,
 {
 	bool hide = busy_within(busy_actions(ev->class)->hide, ev->stage);
 
-	if (s->state != SESSION_BINDING)
+	if (!session_is_binding(s))
 		return;
 	if (ev->more)
-		try_another(s, env, plan, ev->stage, ev->class);
-	else if (ev->len > 0 && ev->code >= 400 && !hide)
+		try_after_refusal(s, env, ev, plan);
+	else if (ev->len > 0 && ev->code >= 400 && !hide &&
+		 s->state == SESSION_BINDING)
 		pass_text(s, env, ev, plan);
 	else
 		session_no_backend(s, env, plan, ev->stage, ev->class);
@@ -187,9 +268,11 @@ static void lose(struct session *s, const struct session_env *env,
 	case SESSION_MAIL:
 		s->due = 0;
 		session_forget_ahead(s);
-		if (s->reused) /* it may just have come to its end */
+		if (s->reused) { /* it may just have come to its end */
+			s->tries--;
 			s->message.tries--;
-		try_another(s, env, plan, BUSY_STAGE_MAIL, class);
+		}
+		session_try_another(s, env, plan, BUSY_STAGE_MAIL, class);
 		return;
 	case SESSION_COMMAND:
 		answer_due(s, plan, SESSION_TEXT_LOST);
@@ -197,6 +280,8 @@ static void lose(struct session *s, const struct session_env *env,
 		session_next(s, env, plan);
 		return;
 	case SESSION_DATA:
+		if (s->own_data)
+			s->due++;
 		answer_due(s, plan, SESSION_TEXT_LOST);
 		session_end_message(s, plan, BUSY_STAGE_DATA, class, 451);
 		if (s->premature)
@@ -205,7 +290,10 @@ static void lose(struct session *s, const struct session_env *env,
 			session_next(s, env, plan);
 		return;
 	case SESSION_BODY:
-		session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
+		if (s->holding) /* it had no more than the envelope */
+			session_set_body_deadline(s, env);
+		else
+			session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
 		return;
 	case SESSION_CHUNK:
 		if (s->swallow) {
@@ -218,6 +306,9 @@ static void lose(struct session *s, const struct session_env *env,
 		break_transaction(s, BUSY_STAGE_EOD, class, 451);
 		return;
 	case SESSION_HANDOVER:
+		s->due = 0;
+		session_handover_lost(s, env, plan, stage, class);
+		return;
 	case SESSION_FINAL:
 		lose_final(s, env, class, plan);
 		return;
@@ -329,14 +420,19 @@ static void mail_replied(struct session *s, const struct session_env *env,
 	/* A connection that served before may have come to its end. */
 	if (s->reused && ev->class == BUSY_SESSION) {
 		session_part(s, plan);
+		s->tries--;
 		s->message.tries--;
-		session_bind(s, env, plan);
+		if (s->binds < SESSION_BINDS_MAX)
+			bind(s, env, plan);
+		else
+			session_no_backend(s, env, plan, BUSY_STAGE_MAIL,
+					   ev->class);
 		return;
 	}
 	/* Busy is never for ever, whatever the code. */
 	if (retry || (hide && (actions->own_reply || ev->code >= 500))) {
 		session_part(s, plan);
-		try_another(s, env, plan, BUSY_STAGE_MAIL, ev->class);
+		session_try_another(s, env, plan, BUSY_STAGE_MAIL, ev->class);
 		return;
 	}
 	if (relay_or_close(s, ev, plan))
@@ -390,6 +486,8 @@ static void envelope_replied(struct session *s, const struct session_env *env,
 		chunk_replied_early(s, env, ev, plan);
 		return;
 	}
+	if (ev->stage == BUSY_STAGE_RCPT && session_holds(s))
+		session_add(plan, SESSION_DO_MARK)->good = good;
 	if (ev->stage == BUSY_STAGE_RCPT && good) {
 		s->message.rcpts_ok++;
 		stats_add(&env->stats->recipients, 1);
@@ -406,8 +504,12 @@ static void envelope_replied(struct session *s, const struct session_env *env,
 	}
 	if (ev->stage != BUSY_STAGE_RCPT && !good)
 		chunk_refused(s, ev, plan);
-	if (s->due == 0 && s->state == SESSION_COMMAND)
+	if (s->due > 0)
+		return;
+	if (s->state == SESSION_COMMAND)
 		session_next(s, env, plan);
+	else if (s->own_data)
+		session_own_data(s, env, plan);
 }
 
 void session_out_of_step(struct session *s, struct session_plan *plan)
@@ -418,6 +520,22 @@ void session_out_of_step(struct session *s, struct session_plan *plan)
 		session_end_message(s, plan, BUSY_STAGE_DATA, BUSY_OK, 554);
 	}
 	session_finish(s, plan, STATS_CLOSE_SYNC);
+}
+
+void session_data_refused(struct session *s, const struct session_env *env,
+			  const struct session_event *ev,
+			  struct session_plan *plan)
+{
+	if (relay_or_close(s, ev, plan))
+		return;
+	s->state = SESSION_COMMAND;
+	session_part(s, plan);
+	session_end_message(s, plan, BUSY_STAGE_DATA, ev->class,
+			    session_code_for_client(ev));
+	if (s->premature)
+		session_out_of_step(s, plan);
+	else
+		session_next(s, env, plan);
 }
 
 static void data_replied(struct session *s, const struct session_env *env,
@@ -442,16 +560,7 @@ static void data_replied(struct session *s, const struct session_env *env,
 		drop(s, env, ev, plan);
 		return;
 	}
-	if (relay_or_close(s, ev, plan))
-		return;
-	s->state = SESSION_COMMAND;
-	session_part(s, plan);
-	session_end_message(s, plan, BUSY_STAGE_DATA, ev->class,
-			    session_code_for_client(ev));
-	if (s->premature)
-		session_out_of_step(s, plan);
-	else
-		session_next(s, env, plan);
+	session_data_refused(s, env, ev, plan);
 }
 
 static void final_replied(struct session *s, const struct session_env *env,
@@ -471,6 +580,8 @@ static void final_replied(struct session *s, const struct session_env *env,
 		stats_add(&env->stats->messages, 1);
 		if (s->client_gone)
 			stats_add(&env->stats->messages_unread, 1);
+	} else if (session_retry_final(s, env, ev, plan)) {
+		return;
 	} else {
 		stats_add(&env->stats->messages_refused, 1);
 	}
@@ -483,6 +594,19 @@ static void final_replied(struct session *s, const struct session_env *env,
 	session_next(s, env, plan);
 }
 
+/* The same where a held message is handed over. */
+static bool is_in_handover(const struct session *s,
+			   const struct session_event *ev)
+{
+	unsigned digit = ev->code / 100;
+
+	if (s->due == 1)
+		return ev->stage == BUSY_STAGE_DATA && digit != 2;
+	if (s->due == 1 + s->message.rcpts_ok + 1)
+		return ev->stage == BUSY_STAGE_MAIL && digit != 3;
+	return ev->stage == BUSY_STAGE_RCPT && digit != 3;
+}
+
 /* Is it the reply to what the first of the due ones was asked? */
 static bool is_in_step(const struct session *s, const struct session_event *ev)
 {
@@ -493,9 +617,11 @@ static bool is_in_step(const struct session *s, const struct session_event *ev)
 	case SESSION_MAIL:
 		return ev->stage == BUSY_STAGE_MAIL && ev->code / 100 != 3;
 	case SESSION_DATA:
+		last = last && !s->own_data;
 		to_last = BUSY_STAGE_DATA;
 		break;
 	case SESSION_HANDOVER:
+		return is_in_handover(s, ev);
 	case SESSION_FINAL:
 		to_last = BUSY_STAGE_EOD;
 		break;
@@ -514,7 +640,8 @@ static bool is_in_step(const struct session *s, const struct session_event *ev)
 	}
 	/* "Go on" is said to DATA and nothing else. */
 	if (ev->code / 100 == 3)
-		return last && s->state == SESSION_DATA;
+		return last && s->state == SESSION_DATA &&
+		       ev->stage == BUSY_STAGE_DATA;
 	if (last)
 		return ev->stage == to_last;
 	return ev->stage == BUSY_STAGE_RCPT || ev->stage == BUSY_STAGE_DATA;
@@ -534,7 +661,9 @@ void session_replied(struct session *s, const struct session_env *env,
 	s->due--;
 	if (s->state == SESSION_MAIL)
 		mail_replied(s, env, ev, plan);
-	else if (s->state == SESSION_DATA && last)
+	else if (s->state == SESSION_HANDOVER)
+		session_handover_replied(s, env, ev, plan);
+	else if (s->state == SESSION_DATA && last && !s->own_data)
 		data_replied(s, env, ev, plan);
 	else if (s->state == SESSION_FINAL && last)
 		final_replied(s, env, ev, plan);
@@ -549,7 +678,7 @@ void session_early(struct session *s, const struct session_env *env,
 {
 	if (!s->bound)
 		return;
-	if (s->state == SESSION_BODY && ev->code >= 400) {
+	if (s->state == SESSION_BODY && !s->holding && ev->code >= 400) {
 		session_stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
 		session_note_reply(s, ev);
 		return;
