@@ -57,6 +57,7 @@ struct entry {
 	int64_t tat_us[ADMISSION_RATES]; /* theoretical arrival times */
 	int64_t last_seen_ms;
 	int64_t last_refused_ms;
+	int64_t good_until_ms;
 	uint64_t accepted;
 	uint64_t refused;
 	uint64_t limited;
@@ -912,9 +913,53 @@ void admission_error(struct admission *adm,
 
 	struct shard *shard = &adm->shards[shard_of(adm, index)];
 
+	struct entry *entry = &adm->entries[index];
+
 	lock(&shard->mutex);
-	adm->entries[index].errors++;
+	entry->errors++;
+	/* What is past is past, whether by this or by the time. */
+	if (entry->good_until_ms > ADMISSION_GOOD_MS)
+		entry->good_until_ms -= ADMISSION_GOOD_MS;
+	else
+		entry->good_until_ms = 0;
 	unlock(&shard->mutex);
+}
+
+void admission_praise(struct admission *adm,
+		      const struct admission_ticket *ticket, int64_t now_ms)
+{
+	assert(ticket->held);
+	assert(now_ms >= 0);
+	if (ticket->source == no_entry)
+		return;
+
+	struct shard *shard = &adm->shards[shard_of(adm, ticket->source)];
+	struct entry *entry = &adm->entries[ticket->source];
+	int64_t most_ms = now_ms + ADMISSION_GOOD_MAX_MS;
+
+	lock(&shard->mutex);
+	int64_t from_ms = entry->good_until_ms > now_ms ? entry->good_until_ms
+							: now_ms;
+	int64_t until_ms = from_ms + ADMISSION_GOOD_MS;
+
+	entry->good_until_ms = until_ms < most_ms ? until_ms : most_ms;
+	unlock(&shard->mutex);
+}
+
+bool admission_good(struct admission *adm,
+		    const struct admission_ticket *ticket, int64_t now_ms)
+{
+	assert(ticket->held);
+	if (ticket->exempt || ticket->source == no_entry)
+		return ticket->exempt;
+
+	struct shard *shard = &adm->shards[shard_of(adm, ticket->source)];
+
+	lock(&shard->mutex);
+	bool good = now_ms < adm->entries[ticket->source].good_until_ms;
+
+	unlock(&shard->mutex);
+	return good;
 }
 
 uint32_t admission_sessions(const struct admission *adm)
@@ -977,6 +1022,7 @@ static struct admission_row row_of(const struct admission *adm,
 		.errors = entry->errors,
 		.last_seen_ms = entry->last_seen_ms,
 		.last_refused_ms = entry->last_refused_ms,
+		.good_until_ms = entry->good_until_ms,
 	};
 }
 

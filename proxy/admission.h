@@ -47,6 +47,10 @@ enum {
 	ADMISSION_TABLE_MIN = 16,
 	ADMISSION_TABLE_MAX = 1 << 24,
 	ADMISSION_SESSIONS_MAX = 1 << 24,
+
+	/* Good standing: what a message earns, and how much one may have. */
+	ADMISSION_GOOD_MS = 10 * 60 * 1000,
+	ADMISSION_GOOD_MAX_MS = 60 * 60 * 1000,
 };
 
 /* A ban without end. */
@@ -144,6 +148,7 @@ struct admission_row {
 	uint64_t errors;         /* see admission_error */
 	int64_t last_seen_ms;    /* last attempt */
 	int64_t last_refused_ms; /* -1: never */
+	int64_t good_until_ms;   /* see admission_good; past: it is not */
 };
 
 /* One ban, for `show bans`. */
@@ -199,9 +204,30 @@ bool admission_message(struct admission *adm,
 bool admission_recipient(struct admission *adm,
 			 const struct admission_ticket *ticket, int64_t now_ms);
 
-/* The session's client made a mistake: counted for its source. */
+/*
+ * The session's client made a mistake: counted for its source, which loses as
+ * much good standing as a message earns.
+ */
 void admission_error(struct admission *adm,
 		     const struct admission_ticket *ticket);
+
+/*
+ * A message of the session was accepted (2xx to the end of its data): its
+ * source is in good standing for ADMISSION_GOOD_MS more, but never for longer
+ * than ADMISSION_GOOD_MAX_MS from now.  So a single message lasts for ten
+ * minutes, and to keep the full hour takes one every ten minutes, and more
+ * messages than mistakes.
+ */
+void admission_praise(struct admission *adm,
+		      const struct admission_ticket *ticket, int64_t now_ms);
+
+/*
+ * May it use what is reserved for good sources?  Yes if it is allow-listed,
+ * or in good standing.  A source that has no entry of its own is not: it has
+ * no name that praise could stick to.
+ */
+bool admission_good(struct admission *adm,
+		    const struct admission_ticket *ticket, int64_t now_ms);
 
 /* Sessions open now, all workers together. */
 uint32_t admission_sessions(const struct admission *adm);

@@ -785,6 +785,119 @@ static void each_source_has_rates_of_its_own_for_each_kind(void **state)
 	unmake(adm);
 }
 
+/* --- good standing --- */
+
+enum { MINUTE = 60 * 1000 };
+
+static void a_message_earns_ten_minutes_and_no_more_than_an_hour(void **state)
+{
+	static const struct {
+		const char *why;
+		int praises; /* one a minute, from minute 0 */
+		int64_t good_until_ms;
+	} cases[] = {
+		{ "nothing sent", 0, 0 },
+		{ "one message", 1, 10 * MINUTE },
+		{ "two add up", 2, 20 * MINUTE },
+		{ "six", 6, 60 * MINUTE },
+		{ "the hour is from the last one", 7, 66 * MINUTE },
+		{ "however many", 31, 90 * MINUTE },
+	};
+
+	(void)state;
+	for (size_t c = 0; c < sizeof(cases) / sizeof(cases[0]); c++) {
+		struct admission_config config = plain_config();
+		struct admission *adm = make(&config);
+		struct admission_ticket ticket;
+		int64_t end_ms = cases[c].good_until_ms;
+
+		print_message("  %s\n", cases[c].why);
+		assert_int_equal(open_text(adm, "192.0.2.1", 0, &ticket), 0);
+		for (int i = 0; i < cases[c].praises; i++)
+			admission_praise(adm, &ticket, i * MINUTE);
+		if (end_ms > 0)
+			assert_true(admission_good(adm, &ticket, end_ms - 1));
+		assert_false(admission_good(adm, &ticket, end_ms));
+		assert_int_equal(
+			find_row(adm, ADMISSION_KIND_SOURCE, "192.0.2.1")
+				.good_until_ms,
+			end_ms);
+		admission_close(adm, &ticket);
+		unmake(adm);
+	}
+}
+
+static void mistakes_cost_what_messages_earn(void **state)
+{
+	struct admission_config config = plain_config();
+	struct admission_ticket ticket;
+
+	(void)state;
+	struct admission *adm = make(&config);
+
+	assert_int_equal(open_text(adm, "192.0.2.1", 0, &ticket), 0);
+	for (int i = 0; i < 3; i++)
+		admission_praise(adm, &ticket, 0);
+	admission_error(adm, &ticket);
+	assert_true(admission_good(adm, &ticket, 20 * MINUTE - 1));
+	assert_false(admission_good(adm, &ticket, 20 * MINUTE));
+	/* What has run out is not paid for twice, nor made a debt of. */
+	for (int i = 0; i < 10; i++)
+		admission_error(adm, &ticket);
+	assert_false(admission_good(adm, &ticket, 0));
+	admission_praise(adm, &ticket, 5 * MINUTE);
+	assert_true(admission_good(adm, &ticket, 15 * MINUTE - 1));
+	assert_false(admission_good(adm, &ticket, 15 * MINUTE));
+	/* One that is long past does not count against a new message. */
+	admission_error(adm, &ticket);
+	admission_praise(adm, &ticket, 600 * MINUTE);
+	assert_true(admission_good(adm, &ticket, 610 * MINUTE - 1));
+	assert_false(admission_good(adm, &ticket, 610 * MINUTE));
+	admission_close(adm, &ticket);
+	unmake(adm);
+}
+
+static void good_standing_is_the_sources_and_nobody_elses(void **state)
+{
+	struct admission_config config = plain_config();
+	struct admission_ticket one, other;
+
+	(void)state;
+	struct admission *adm = make(&config);
+
+	assert_int_equal(open_text(adm, "192.0.2.1", 0, &one), 0);
+	assert_int_equal(open_text(adm, "192.0.2.2", 0, &other), 0);
+	admission_praise(adm, &one, 0);
+	assert_true(admission_good(adm, &one, 1));
+	assert_false(admission_good(adm, &other, 1));
+	/* It outlives the session. */
+	admission_close(adm, &one);
+	assert_int_equal(open_text(adm, "192.0.2.1", 2, &one), 0);
+	assert_true(admission_good(adm, &one, 2));
+	admission_close(adm, &one);
+	admission_close(adm, &other);
+	unmake(adm);
+}
+
+static void an_allowed_source_is_always_good(void **state)
+{
+	struct admission_config config = plain_config();
+	struct cidr_range range;
+	struct cidr_set allow = set_of(&range, "192.0.2.0/24");
+	struct admission_ticket ticket;
+
+	(void)state;
+	config.allow = &allow;
+	struct admission *adm = make(&config);
+
+	assert_int_equal(open_text(adm, "192.0.2.1", 0, &ticket), 0);
+	assert_true(admission_good(adm, &ticket, 0));
+	admission_error(adm, &ticket);
+	assert_true(admission_good(adm, &ticket, INT64_MAX / 2));
+	admission_close(adm, &ticket);
+	unmake(adm);
+}
+
 static void a_refused_session_is_not_charged_to_the_rate(void **state)
 {
 	struct admission_config config = plain_config();
@@ -1038,8 +1151,12 @@ static void sources_without_an_entry_share_the_limits_of_one(void **state)
 	assert_false(admission_message(adm, &orphans[2], 0));
 	assert_true(admission_message(adm, &held[0], 0));
 	admission_error(adm, &orphans[0]);
+	/* Praise would stick to whoever comes from there. */
+	admission_praise(adm, &orphans[0], 0);
+	assert_false(admission_good(adm, &orphans[0], 0));
 	row = find_row(adm, ADMISSION_KIND_AGGREGATE, "10.0.0.0/24");
 	assert_int_equal(row.errors, 1);
+	assert_int_equal(row.good_until_ms, 0);
 
 	/*
 	 * With an entry for it again, a source is still held to its limit,
@@ -1422,6 +1539,11 @@ int main(void)
 		cmocka_unit_test(a_rate_lets_in_its_burst_and_then_its_pace),
 		cmocka_unit_test(
 			each_source_has_rates_of_its_own_for_each_kind),
+		cmocka_unit_test(
+			a_message_earns_ten_minutes_and_no_more_than_an_hour),
+		cmocka_unit_test(mistakes_cost_what_messages_earn),
+		cmocka_unit_test(good_standing_is_the_sources_and_nobody_elses),
+		cmocka_unit_test(an_allowed_source_is_always_good),
 		cmocka_unit_test(a_refused_session_is_not_charged_to_the_rate),
 		cmocka_unit_test(new_limits_hold_at_once_and_old_sessions_stay),
 		cmocka_unit_test(a_rate_that_changes_begins_anew_and_no_other),
