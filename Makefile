@@ -102,6 +102,7 @@ NEEDS_cidr      := proxy/cidr.c
 NEEDS_hold      := proxy/hold.c
 NEEDS_room      := balancer/room.c
 NEEDS_trace     := proxy/trace.c
+NEEDS_advice    := proxy/advice.c
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
@@ -212,7 +213,7 @@ install: all
 
 PURE_MAY_CALL := memcpy|memmove|memset|memcmp|memchr|memrchr|memmem|strlen|strcmp|strncmp|strnlen|strncasecmp|strcasecmp|strchr|strtoul|snprintf|vsnprintf|__snprintf_chk|__vsnprintf_chk|__assert_fail|__stack_chk_fail|__mem(cpy|set|move)_chk|__ctype_[a-z_]*|pthread_mutex_(init|destroy|lock|unlock)|inet_(pton|ntop)|__popcount[sdt]i2
 PURE_OWN := $(subst $(eval) ,|,$(basename $(notdir $(PURE))))
-purity: $(call obj,$(PURE))
+purity: $(call obj,$(PURE) proxy/advice.c)
 	@! nm -u $^ | awk 'NF==2 {print $$2}' | sort -u | \
 	  grep -vE '^($(PURE_MAY_CALL)|($(PURE_OWN))_.*|_GLOBAL_OFFSET_TABLE_)$$'
 	@echo "purity: $(words $(PURE)) objects need nothing of the kernel"
