@@ -27,18 +27,22 @@ void farm_init(struct farm *farm, const struct health_policy *policy)
 	assert(policy->max_ejected_percent <= 100);
 	assert(policy->interval_ms > 0 && policy->down_interval_ms > 0);
 
+	const struct limit_policy limits = limit_policy_default();
+
 	memset(farm, 0, sizeof(*farm));
 	farm->policy = *policy;
 	pthread_mutex_init(&farm->mutex, NULL);
 	for (size_t i = 0; i < FARM_BACKENDS_MAX; i++) {
 		struct backend *b = &farm->backends[i];
 
+		b->farm = farm;
 		b->index = (uint16_t)i;
 		pthread_mutex_init(&b->mutex, NULL);
 		atomic_store(&b->place, BACKEND_FREE);
 		atomic_store(&b->generation, 1);
 	}
 	atomic_store(&farm->none_since_ms, -1);
+	farm_set_limits(farm, &limits, false);
 }
 
 void farm_fini(struct farm *farm)
@@ -46,6 +50,42 @@ void farm_fini(struct farm *farm)
 	for (size_t i = 0; i < FARM_BACKENDS_MAX; i++)
 		pthread_mutex_destroy(&farm->backends[i].mutex);
 	pthread_mutex_destroy(&farm->mutex);
+}
+
+struct limit_policy farm_limits(const struct farm *farm)
+{
+	struct limit_policy policy = {
+		.retry_ms = atomic_load(&farm->retry_ms),
+		.retry_max_ms = atomic_load(&farm->retry_max_ms),
+		.start = atomic_load(&farm->start),
+	};
+
+	/* The one may be of before a change, the other of after it. */
+	if (policy.retry_ms > policy.retry_max_ms)
+		policy.retry_ms = policy.retry_max_ms;
+	return policy;
+}
+
+bool farm_observes(const struct farm *farm)
+{
+	return atomic_load(&farm->observe);
+}
+
+void farm_set_limits(struct farm *farm, const struct limit_policy *policy,
+		     bool observe)
+{
+	atomic_store(&farm->retry_ms, policy->retry_ms);
+	atomic_store(&farm->retry_max_ms, policy->retry_max_ms);
+	atomic_store(&farm->start, policy->start);
+	atomic_store(&farm->observe, observe);
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		struct backend *b = &farm->backends[i];
+
+		pthread_mutex_lock(&b->mutex);
+		limit_set_start(&b->limit, policy);
+		backend_publish_slots(b);
+		pthread_mutex_unlock(&b->mutex);
+	}
 }
 
 struct backend *farm_at(struct farm *farm, uint16_t index)
@@ -99,6 +139,8 @@ static void copy_settings(struct backend *b, const struct backend_settings *s)
 /* All that a backend learned in its life begins anew. */
 static void forget(struct backend *b, int64_t now_ms)
 {
+	const struct limit_policy limits = farm_limits(b->farm);
+
 	atomic_store(&b->ext_known, false);
 	atomic_store(&b->ext, 0);
 	atomic_store(&b->size, 0);
@@ -108,8 +150,11 @@ static void forget(struct backend *b, int64_t now_ms)
 	atomic_store(&b->answered_ms, -1);
 	for (size_t i = 0; i < BACKEND_COUNTER_COUNT; i++)
 		atomic_store(&b->counters[i], 0);
+	atomic_store(&b->kept, 0);
 	b->report = (struct probe_report){ 0 };
+	b->seen_ms = now_ms;
 	health_begin(&b->health, now_ms);
+	limit_begin(&b->limit, &limits, atomic_load(&b->max_sessions), now_ms);
 }
 
 static struct backend *free_place(struct farm *farm)
@@ -156,8 +201,8 @@ enum farm_result farm_add(struct farm *farm,
 }
 
 /*
- * LEAVING is written before the slots are read, and balancer_reserve() takes
- * its slot before it reads the place: one of the two always sees the other.
+ * LEAVING is written before the mutex is taken, and balancer_reserve() reads
+ * the place behind it: one of the two always sees the other.
  */
 enum farm_result farm_remove(struct farm *farm, uint16_t index)
 {
@@ -168,7 +213,11 @@ enum farm_result farm_remove(struct farm *farm, uint16_t index)
 	if (atomic_load(&b->admin) == BACKEND_READY)
 		return FARM_READY;
 	atomic_store(&b->place, BACKEND_LEAVING);
-	if (atomic_load(&b->inflight) != 0) {
+	pthread_mutex_lock(&b->mutex);
+	bool used = atomic_load(&b->inflight) != 0;
+
+	pthread_mutex_unlock(&b->mutex);
+	if (used) {
 		atomic_store(&b->place, BACKEND_LIVE);
 		return FARM_IN_USE;
 	}
@@ -179,6 +228,21 @@ enum farm_result farm_remove(struct farm *farm, uint16_t index)
 
 /* --- one backend --- */
 
+void backend_publish_slots(struct backend *b)
+{
+	const struct limit *l = &b->limit;
+	uint32_t max = atomic_load(&b->max_sessions);
+	bool below = atomic_load(&b->inflight) < max;
+	bool observe = farm_observes(b->farm);
+	bool above = below && !observe && l->pp < l->burst;
+
+	atomic_store(&b->greeted, l->n);
+	atomic_store(&b->pending, l->p);
+	atomic_store(&b->slots, observe ? max : limit_slots(l));
+	atomic_store(&b->above_ms, above ? l->next_probe_ms : INT64_MAX);
+	atomic_store(&b->room, below && (observe || limit_admits(l)));
+}
+
 void backend_publish(struct backend *b)
 {
 	const struct health *h = &b->health;
@@ -187,12 +251,31 @@ void backend_publish(struct backend *b)
 	atomic_store(&b->until_ms, h->until_ms);
 	atomic_store(&b->epoch, h->epoch);
 	atomic_store(&b->probe_at_ms, h->probing ? INT64_MAX : h->probe_at_ms);
+	backend_publish_slots(b);
 	atomic_store(&b->state, (uint8_t)h->state);
 }
 
-void backend_settle(struct backend *b, enum health_state before,
+/* Out because it failed. */
+static bool is_out(enum health_state state)
+{
+	return state == HEALTH_EJECTED || state == HEALTH_HALF_OPEN ||
+	       state == HEALTH_DOWN;
+}
+
+/* One that never took a session has nothing that it could be back with. */
+static bool is_back(const struct backend *b, enum health_state before)
+{
+	return is_out(before) && health_in_rotation(b->health.state) &&
+	       b->limit.accepted + b->limit.slow > 0;
+}
+
+void backend_settle(struct backend *b, enum health_state before, int64_t now_ms,
 		    struct backend_change *change)
 {
+	const struct limit_policy limits = farm_limits(b->farm);
+
+	if (is_back(b, before))
+		limit_return(&b->limit, &limits, now_ms);
 	backend_publish(b);
 	if (b->health.state == before)
 		return;
@@ -212,6 +295,7 @@ void backend_settle(struct backend *b, enum health_state before,
 		.why = b->health.why,
 		.until_ms = b->health.until_ms,
 	};
+	copy_text(change->name, sizeof(change->name), b->name);
 }
 
 void backend_set_admin(struct backend *b, enum backend_admin admin,
@@ -234,6 +318,7 @@ void backend_set_admin(struct backend *b, enum backend_admin admin,
 		.to = state,
 		.why = HEALTH_WHY_ADMIN,
 	};
+	copy_text(change->name, sizeof(change->name), b->name);
 }
 
 void backend_set_weight(struct backend *b, uint32_t weight)
@@ -247,7 +332,14 @@ void backend_set_max_sessions(struct backend *b, uint32_t max_sessions)
 {
 	assert(max_sessions >= 1);
 	assert(max_sessions <= BACKEND_SESSIONS_MAX);
+
+	const struct limit_policy limits = farm_limits(b->farm);
+
+	pthread_mutex_lock(&b->mutex);
 	atomic_store(&b->max_sessions, max_sessions);
+	limit_set_ceiling(&b->limit, &limits, max_sessions, b->seen_ms);
+	backend_publish_slots(b);
+	pthread_mutex_unlock(&b->mutex);
 }
 
 void backend_set_trace(struct backend *b, bool trace)
@@ -262,13 +354,23 @@ void backend_set_reuse(struct backend *b, bool reuse)
 
 uint32_t backend_limit(const struct backend *b)
 {
-	return atomic_load(&b->max_sessions);
+	return atomic_load(&b->slots);
+}
+
+bool backend_alarmed(struct backend *b, int64_t now_ms)
+{
+	pthread_mutex_lock(&b->mutex);
+	bool alarmed = limit_is_alarmed(&b->limit, now_ms);
+
+	pthread_mutex_unlock(&b->mutex);
+	return alarmed;
 }
 
 void backend_look(struct backend *b, struct backend_view *view)
 {
 	pthread_mutex_lock(&b->mutex);
 	view->health = b->health;
+	view->limit = b->limit;
 	view->report = b->report;
 	pthread_mutex_unlock(&b->mutex);
 }
@@ -297,6 +399,14 @@ uint64_t backend_gauge(const struct backend *b, enum backend_gauge which,
 		return atomic_load(&b->inflight);
 	case BACKEND_GAUGE_sessions_peak:
 		return atomic_load(&b->inflight_peak);
+	case BACKEND_GAUGE_sessions_greeted:
+		return atomic_load(&b->greeted);
+	case BACKEND_GAUGE_sessions_pending:
+		return atomic_load(&b->pending);
+	case BACKEND_GAUGE_sessions_idle:
+		return atomic_load(&b->kept);
+	case BACKEND_GAUGE_limit:
+		return backend_limit(b);
 	case BACKEND_GAUGE_max_sessions:
 		return atomic_load(&b->max_sessions);
 	case BACKEND_GAUGE_weight:

@@ -32,7 +32,9 @@
  *    may be read by whoever holds a slot of the backend, and by the thread
  *    that adds and removes (one thread does: the one of the control socket);
  *  - atomics may be read by anyone, and written by this module and balancer.c;
- *  - `health` and `report` are behind `mutex`: backend_look() copies them.
+ *  - `health`, `limit` and `report` are behind `mutex`: backend_look() copies
+ *    them.  Slots are taken and given back behind it too, so that the counts
+ *    are exact; who searches reads what is published of them.
  *    Order of locks: a backend's mutex, then the farm's.
  */
 
@@ -41,7 +43,7 @@ enum {
 	BACKEND_NAME_MAX = 64,    /* octets, the NUL included */
 	BACKEND_ADDRESS_MAX = 64, /* text with port, the NUL included */
 	BACKEND_RULES_MAX = 16,
-	BACKEND_SESSIONS_MAX = 1 << 20,
+	BACKEND_SESSIONS_MAX = LIMIT_MAX, /* this many: no ceiling */
 	BACKEND_WEIGHT_MAX = 1000,
 	BACKEND_ERROR_ONE = 1 << 16, /* an error average of 1.0 */
 	BACKEND_ERROR_HALF_S = 30,
@@ -59,8 +61,8 @@ enum backend_admin {
 
 /*
  * Every counter of a backend, once.  They only grow.  The balancer counts
- * what it is told of in balancer_note() and in probes; `messages` to
- * `unknown` are the worker's, by backend_count().
+ * what it is told of in balancer_note() and in probes, and what came of each
+ * slot; `messages` to `unknown` are the worker's, by backend_count().
  *
  *	COUNTER(name, unit, help)
  */
@@ -89,6 +91,11 @@ enum backend_admin {
 	COUNTER(state_changes, changes, "of the verdict of health")            \
 	COUNTER(probes_ok, probes, "passed, or busy")                          \
 	COUNTER(probes_failed, probes, "failed")                               \
+	COUNTER(limit_refused, attempts, "refused as one too many")            \
+	COUNTER(limit_slow, attempts, "greeted late, as by one that queues")   \
+	COUNTER(limit_probes, attempts, "sent above the learned limit")        \
+	COUNTER(limit_probes_refused, attempts, "of those, refused")           \
+	COUNTER(reused, sessions, "served by a connection that was kept")      \
 	COUNTER(messages, messages, "2xx to the end of data")                  \
 	COUNTER(rcpts, recipients, "2xx to RCPT")                              \
 	COUNTER(octets_in, octets, "received from it")                         \
@@ -107,6 +114,10 @@ enum backend_counter {
 #define BACKEND_GAUGES(GAUGE)                                                  \
 	GAUGE(sessions, sessions, "slots in use")                              \
 	GAUGE(sessions_peak, sessions, "most slots in use at once")            \
+	GAUGE(sessions_greeted, sessions, "of those, greeted")                 \
+	GAUGE(sessions_pending, sessions, "of those, without a verdict yet")   \
+	GAUGE(sessions_idle, sessions, "of those, kept for the next client")   \
+	GAUGE(limit, sessions, "learned: slots it takes now")                  \
 	GAUGE(max_sessions, sessions, "slots it may have")                     \
 	GAUGE(weight, shares, "of the load")                                   \
 	GAUGE(errors_permille, permille, "average of failed outcomes")
@@ -133,7 +144,7 @@ struct backend_settings {
 	socklen_t peer_len;
 	struct sockaddr_storage source; /* to connect from; unused if len 0 */
 	socklen_t source_len;
-	uint32_t max_sessions; /* 1..BACKEND_SESSIONS_MAX */
+	uint32_t max_sessions; /* 1..BACKEND_SESSIONS_MAX: no ceiling */
 	uint32_t weight;       /* 1..BACKEND_WEIGHT_MAX */
 	enum backend_admin admin;
 	bool trace; /* wants a trace field in front of each message */
@@ -154,6 +165,13 @@ struct backend {
 				   went out; 0: it did not */
 	_Atomic uint32_t inflight; /* slots in use, probes included; exact */
 	_Atomic uint32_t inflight_peak;
+	_Atomic uint32_t kept;    /* of those, idle */
+	_Atomic uint32_t greeted; /* of those, as the limit counts them */
+	_Atomic uint32_t pending;
+	_Atomic uint32_t slots;   /* ordinary ones that it takes now */
+	_Atomic bool room;        /* an ordinary one is free */
+	_Atomic int64_t above_ms; /* when one above the limit may go out;
+				   INT64_MAX: not before some event */
 	_Atomic uint32_t max_sessions;
 	_Atomic uint32_t weight;
 	_Atomic uint64_t error; /* private: average and its second */
@@ -167,6 +185,7 @@ struct backend {
 	_Atomic uint64_t counters[BACKEND_COUNTER_COUNT];
 
 	/* fixed */
+	const struct farm *farm;
 	uint16_t index;
 	char name[BACKEND_NAME_MAX];
 	char address[BACKEND_ADDRESS_MAX];
@@ -179,6 +198,8 @@ struct backend {
 
 	pthread_mutex_t mutex;
 	struct health health;
+	struct limit limit;
+	int64_t seen_ms;            /* the latest time that anybody told */
 	struct probe_report report; /* the last probe's */
 };
 
@@ -188,6 +209,9 @@ struct farm {
 	struct health_policy policy;
 	_Atomic uint32_t count; /* places ever used: indices are below it */
 	_Atomic int64_t none_since_ms; /* see balancer_available(); -1: room */
+	_Atomic bool observe;          /* as farm_set_limits() says */
+	_Atomic int64_t retry_ms, retry_max_ms;
+	_Atomic uint32_t start;
 	struct backend backends[FARM_BACKENDS_MAX];
 };
 
@@ -204,6 +228,8 @@ enum farm_result {
 struct backend_change {
 	bool changed;
 	uint16_t index;
+	char name[BACKEND_NAME_MAX]; /* of the backend: its place may be
+				     another's when this is read */
 	enum backend_admin admin_from, admin_to;
 	enum health_state from, to;
 	enum health_why why;
@@ -213,6 +239,7 @@ struct backend_change {
 /* A copy of what is behind the mutex. */
 struct backend_view {
 	struct health health;
+	struct limit limit;
 	struct probe_report report;
 };
 
@@ -224,10 +251,14 @@ void farm_fini(struct farm *farm);
  * How limits are learned; at any time.  observe: busy replies are classified,
  * counted and learned from, and nothing is done about them: max_sessions alone
  * is the limit, and no backend is held off.  Without this call: the defaults
- * of weir.ini(5).
+ * of weir.ini(5).  policy->start is for those that have learned nothing yet.
  */
 void farm_set_limits(struct farm *farm, const struct limit_policy *policy,
 		     bool observe);
+
+/* As they are now. */
+struct limit_policy farm_limits(const struct farm *farm);
+bool farm_observes(const struct farm *farm);
 
 /*
  * Add a backend; state UNKNOWN, first probe due at once.  On FARM_OK *index
@@ -264,12 +295,15 @@ void backend_set_trace(struct backend *b, bool trace);
 void backend_set_reuse(struct backend *b, bool reuse);
 
 /*
- * Slots it may have: the ceiling that the operator set.  The place where a
- * learned limit enters: everybody asks here.
+ * Ordinary slots that it takes now: what was learned of it, at most the
+ * ceiling that the operator set; in a farm that only observes, the ceiling.
  */
 uint32_t backend_limit(const struct backend *b);
 
-/* Copy health and the last probe's report. */
+/* limit_is_alarmed(): it refuses sessions, and not for want of slots. */
+bool backend_alarmed(struct backend *b, int64_t now_ms);
+
+/* Copy health, limit and the last probe's report. */
 void backend_look(struct backend *b, struct backend_view *view);
 
 enum health_state backend_state(const struct backend *b);
@@ -298,15 +332,18 @@ static inline void backend_count(struct backend *b, enum backend_counter which,
 
 /*
  * The one place where a change of health becomes visible, to other threads
- * and in *change.  Behind b->mutex, after health_*() calls; before is
- * b->health.state as it was before those.  *change is only written if the
- * state differs: clear it first.
+ * and in *change.  Behind b->mutex, after health_*() and limit_*() calls;
+ * before is b->health.state as it was before those.  *change is only written
+ * if the state differs: clear it first.  One that is back in service after a
+ * failure begins at a quarter of its limit.
  */
-void backend_settle(struct backend *b, enum health_state before,
+void backend_settle(struct backend *b, enum health_state before, int64_t now_ms,
 		    struct backend_change *change);
 
 /* The same where no state can have changed. */
 void backend_publish(struct backend *b);
+/* Where only the limit and the slots have. */
+void backend_publish_slots(struct backend *b);
 
 /* Words.  NUL-terminated, never NULL. */
 const char *backend_admin_name(enum backend_admin admin);

@@ -38,7 +38,7 @@ enum {
 	SICK_ERROR_MIN = BACKEND_ERROR_ONE / 4,
 };
 
-/* (inflight + 1) * (one + 50 errors), shifted, has to fit 64 bits. */
+/* inflight * (one + 50 errors), shifted, has to fit 64 bits. */
 static_assert((uint64_t)BACKEND_SESSIONS_MAX * BACKEND_ERROR_ONE *
 			      (1 + BALANCER_PENALTY) <
 		      (uint64_t)1 << (64 - SCORE_SHIFT),
@@ -130,37 +130,22 @@ static bool was_tried(const struct balancer_need *need, uint16_t index)
 	return false;
 }
 
-static enum standing stands(const struct backend *b,
-			    const struct balancer_need *need, bool emergency,
-			    int64_t now_ms)
+/* May one above the limit go out? */
+static bool may_probe(const struct backend *b, int64_t now_ms)
 {
-	if (atomic_load(&b->place) != BACKEND_LIVE)
-		return STANDS_ABSENT;
-	if (was_tried(need, b->index))
-		return STANDS_TRIED;
-	if (backend_admin_state(b) != BACKEND_READY)
-		return STANDS_OUT;
-
-	enum standing standing = health_stands(b, emergency, now_ms);
-
-	if (standing == STANDS_OUT)
-		return STANDS_OUT;
-	if (!offers(b, need))
-		return STANDS_LACKS;
-	if (atomic_load(&b->inflight) >= backend_limit(b))
-		return STANDS_FULL;
-	return standing;
+	return now_ms >= atomic_load(&b->above_ms);
 }
 
-static uint64_t score(const struct backend *b, int64_t now_ms)
+/* inflight: with the session that is to come. */
+static uint64_t score(const struct backend *b, uint64_t inflight,
+		      int64_t now_ms)
 {
-	uint64_t inflight = atomic_load(&b->inflight);
 	uint64_t share = (uint64_t)atomic_load(&b->weight) * backend_limit(b);
 	uint64_t error = backend_error(b, now_ms);
 
-	if (inflight >= BACKEND_SESSIONS_MAX)
-		inflight = BACKEND_SESSIONS_MAX - 1;
-	return ((inflight + 1) * (BACKEND_ERROR_ONE + BALANCER_PENALTY * error)
+	if (inflight > BACKEND_SESSIONS_MAX)
+		inflight = BACKEND_SESSIONS_MAX;
+	return (inflight * (BACKEND_ERROR_ONE + BALANCER_PENALTY * error)
 		<< SCORE_SHIFT) /
 	       share;
 }
@@ -173,11 +158,13 @@ struct search {
 	int64_t now_ms;
 	uint64_t random;
 	bool emergency;       /* take ejected ones too */
+	bool above;           /* the limit, where no other is free */
 	uint64_t lost[WORDS]; /* bit per index: the race for it was lost */
 	struct backend *best; /* so far, or NULL */
 	uint64_t best_score;
 	unsigned ties;
 	unsigned tally[STANDS_COUNT];
+	unsigned spare; /* with an ordinary slot free, tried or not */
 };
 
 static bool is_lost(const struct search *s, uint16_t index)
@@ -185,19 +172,45 @@ static bool is_lost(const struct search *s, uint16_t index)
 	return s->lost[index / 64] >> (index % 64) & 1;
 }
 
+static enum standing stands(struct search *s, const struct backend *b)
+{
+	if (atomic_load(&b->place) != BACKEND_LIVE)
+		return STANDS_ABSENT;
+
+	bool tried = was_tried(s->need, b->index);
+
+	if (backend_admin_state(b) != BACKEND_READY)
+		return tried ? STANDS_TRIED : STANDS_OUT;
+
+	enum standing standing = health_stands(b, s->emergency, s->now_ms);
+
+	if (standing == STANDS_OUT)
+		return tried ? STANDS_TRIED : STANDS_OUT;
+	if (!offers(b, s->need))
+		return tried ? STANDS_TRIED : STANDS_LACKS;
+
+	bool room = !is_lost(s, b->index) && atomic_load(&b->room);
+
+	s->spare += room && standing == STANDS_FIT;
+	if (tried)
+		return STANDS_TRIED;
+	if (is_lost(s, b->index) ||
+	    (!room && !(s->above && may_probe(b, s->now_ms))))
+		return STANDS_FULL;
+	return standing;
+}
+
 static void consider(struct search *s, uint16_t index)
 {
 	struct backend *b = &s->farm->backends[index];
-	enum standing standing = is_lost(s, index)
-					 ? STANDS_FULL
-					 : stands(b, s->need, s->emergency,
-						  s->now_ms);
+	enum standing standing = stands(s, b);
 
 	s->tally[standing]++;
 	if (standing != STANDS_FIT)
 		return;
 
-	uint64_t sc = score(b, s->now_ms);
+	uint64_t sc = score(b, (uint64_t)atomic_load(&b->inflight) + 1,
+			    s->now_ms);
 
 	if (s->best == NULL || sc < s->best_score) {
 		s->best = b;
@@ -216,6 +229,7 @@ static void consider(struct search *s, uint16_t index)
 static void begin_search(struct search *s)
 {
 	s->best = NULL;
+	s->spare = 0;
 	for (size_t i = 0; i < STANDS_COUNT; i++)
 		s->tally[i] = 0;
 }
@@ -348,28 +362,54 @@ static void peak(struct backend *b, uint32_t inflight)
 		;
 }
 
-static void give_back(struct backend *b)
-{
-	uint32_t was = atomic_fetch_sub(&b->inflight, 1);
+/* --- slots: all behind b->mutex --- */
 
-	assert(was > 0);
+static void give_back(struct backend *b, const struct balancer_slot *slot)
+{
+	uint32_t inflight = atomic_load(&b->inflight);
+
+	assert(inflight > 0);
+	(void)limit_gone(&b->limit, (enum limit_phase)slot->phase);
+	if (slot->kept) {
+		assert(atomic_load(&b->kept) > 0);
+		atomic_fetch_sub(&b->kept, 1);
+	}
+	atomic_store(&b->inflight, inflight - 1);
+	backend_publish_slots(b);
 }
 
-/* One slot, unless there is none: exact whatever other threads do. */
-static bool take_slot(struct backend *b)
+/*
+ * One slot, unless there is none: exact whatever other threads do.  above: one
+ * above the limit will do.
+ */
+static bool take_slot(struct backend *b, bool above, int64_t now_ms,
+		      struct balancer_slot *slot)
 {
-	uint32_t was = atomic_load(&b->inflight);
+	struct limit *l = &b->limit;
+	uint32_t inflight = atomic_load(&b->inflight);
+	bool ordinary = limit_admits(l);
 
-	do {
-		if (was >= backend_limit(b))
-			return false;
-	} while (!atomic_compare_exchange_weak(&b->inflight, &was, was + 1));
 	/* It may have been removed meanwhile: see farm_remove(). */
-	if (atomic_load(&b->place) != BACKEND_LIVE) {
-		give_back(b);
+	if (atomic_load(&b->place) != BACKEND_LIVE ||
+	    inflight >= atomic_load(&b->max_sessions))
 		return false;
-	}
-	peak(b, was + 1);
+	if (!ordinary && !farm_observes(b->farm) &&
+	    !(above && limit_admits_probe(l, now_ms)))
+		return false;
+
+	enum limit_phase phase = limit_dispatched(l, !ordinary);
+
+	*slot = (struct balancer_slot){
+		.index = b->index,
+		.phase = (uint8_t)phase,
+		.generation = atomic_load(&b->generation),
+		.epoch = b->health.epoch,
+	};
+	if (!ordinary)
+		backend_count(b, BACKEND_COUNT_limit_probes, 1);
+	atomic_store(&b->inflight, inflight + 1);
+	peak(b, inflight + 1);
+	backend_publish_slots(b);
 	return true;
 }
 
@@ -380,29 +420,19 @@ static bool take_slot(struct backend *b)
 static bool open_gate(struct search *s, struct backend *b, bool *trial,
 		      struct backend_change *change)
 {
-	enum health_state state = backend_state(b);
-
-	*trial = false;
-	if (state == HEALTH_UP || state == HEALTH_UNKNOWN)
-		return true;
-
-	pthread_mutex_lock(&b->mutex);
 	enum health_state before = b->health.state;
 
+	*trial = false;
+	if (before == HEALTH_UP || before == HEALTH_UNKNOWN)
+		return true;
 	health_tick(&b->health, s->now_ms);
-	backend_settle(b, before, change);
-	state = b->health.state;
-	bool open = health_admits(state) ||
-		    (s->emergency && state == HEALTH_EJECTED);
-
-	if (open && state == HEALTH_HALF_OPEN) {
-		open = !trial_is_out(b);
-		*trial = open;
-		if (open)
-			atomic_store(&b->trial, b->health.epoch);
-	}
-	pthread_mutex_unlock(&b->mutex);
-	return open;
+	if (b->health.state != before)
+		backend_settle(b, before, s->now_ms, change);
+	*trial = b->health.state == HEALTH_HALF_OPEN;
+	if (*trial)
+		return !trial_is_out(b);
+	return health_admits(b->health.state) ||
+	       (s->emergency && b->health.state == HEALTH_EJECTED);
 }
 
 static void close_trial(struct backend *b, uint32_t epoch)
@@ -414,32 +444,29 @@ static void close_trial(struct backend *b, uint32_t epoch)
 static bool take(struct search *s, struct backend *b,
 		 struct balancer_slot *slot, struct backend_change *change)
 {
-	bool trial;
+	bool trial = false;
 
-	if (!open_gate(s, b, &trial, change))
-		return false;
+	pthread_mutex_lock(&b->mutex);
+	b->seen_ms = s->now_ms;
+	bool taken = open_gate(s, b, &trial, change) &&
+		     take_slot(b, s->above, s->now_ms, slot);
 
-	uint32_t epoch = atomic_load(&b->epoch);
-
-	if (!take_slot(b)) {
-		if (trial)
-			close_trial(b, epoch);
-		return false;
+	if (taken && trial) {
+		slot->trial = true;
+		atomic_store(&b->trial, slot->epoch);
 	}
-	*slot = (struct balancer_slot){
-		.index = b->index,
-		.trial = trial,
-		.generation = atomic_load(&b->generation),
-		.epoch = epoch,
-	};
-	backend_count(b, BACKEND_COUNT_tried, 1);
-	return true;
+	pthread_mutex_unlock(&b->mutex);
+	if (taken)
+		backend_count(b, BACKEND_COUNT_tried, 1);
+	return taken;
 }
 
 /* Lost a race: the next best.  Each round rules one backend out. */
 static bool take_best(struct search *s, struct balancer_slot *slot,
 		      struct backend_change *change)
 {
+	for (size_t i = 0; i < WORDS; i++)
+		s->lost[i] = 0;
 	for (unsigned round = 0; round <= FARM_BACKENDS_MAX; round++) {
 		find_best(s, round == 0);
 		if (s->best == NULL)
@@ -468,6 +495,32 @@ static int64_t note_room(struct farm *farm, bool room, int64_t now_ms)
 	return since == -1 ? now_ms : since;
 }
 
+/*
+ * First an ordinary slot; then, if too few are healthy, one of those that were
+ * ejected; then, if the whole farm has none, one above a limit.
+ */
+static enum balancer_verdict search_all(struct search *s,
+					struct balancer_slot *slot,
+					struct backend_change *change)
+{
+	if (take_best(s, slot, change))
+		return BALANCER_PICKED;
+
+	enum balancer_verdict why = why_none(s->tally);
+
+	if (is_emergency(s->farm)) {
+		s->emergency = true;
+		if (take_best(s, slot, change))
+			return BALANCER_PICKED;
+	}
+	if (s->spare == 0) {
+		s->above = true;
+		if (take_best(s, slot, change))
+			return BALANCER_PICKED;
+	}
+	return why;
+}
+
 enum balancer_verdict balancer_reserve(struct farm *farm,
 				       const struct balancer_need *need,
 				       int64_t now_ms, uint64_t random,
@@ -484,21 +537,11 @@ enum balancer_verdict balancer_reserve(struct farm *farm,
 	};
 
 	change->changed = false;
-	if (take_best(&s, slot, change)) {
-		(void)note_room(farm, true, now_ms);
-		return BALANCER_PICKED;
-	}
+	enum balancer_verdict verdict = search_all(&s, slot, change);
 
-	enum balancer_verdict why = why_none(s.tally);
-
-	s.emergency = true;
-	if (is_emergency(farm) && take_best(&s, slot, change)) {
-		(void)note_room(farm, true, now_ms);
-		return BALANCER_PICKED;
-	}
-	if (why != BALANCER_ALL_TRIED && why != BALANCER_NO_EXTENSION)
-		(void)note_room(farm, false, now_ms);
-	return why;
+	if (verdict != BALANCER_ALL_TRIED && verdict != BALANCER_NO_EXTENSION)
+		(void)note_room(farm, verdict == BALANCER_PICKED, now_ms);
+	return verdict;
 }
 
 static struct backend *backend_of(struct farm *farm,
@@ -520,7 +563,9 @@ void balancer_release(struct farm *farm, const struct balancer_slot *slot)
 
 	if (slot->trial)
 		close_trial(b, slot->epoch);
-	give_back(b);
+	pthread_mutex_lock(&b->mutex);
+	give_back(b, slot);
+	pthread_mutex_unlock(&b->mutex);
 }
 
 bool balancer_available(struct farm *farm, int64_t now_ms,
@@ -531,6 +576,7 @@ bool balancer_available(struct farm *farm, int64_t now_ms,
 		.farm = farm,
 		.need = &nothing,
 		.now_ms = now_ms,
+		.above = true,
 	};
 
 	scan_all(&s);
@@ -550,6 +596,105 @@ bool balancer_available(struct farm *farm, int64_t now_ms,
 	if (since_ms != NULL)
 		*since_ms = since;
 	return verdict == BALANCER_PICKED;
+}
+
+int64_t balancer_patience_ms(struct farm *farm,
+			     const struct balancer_slot *slot, int64_t most_ms)
+{
+	struct backend *b = backend_of(farm, slot);
+
+	if (farm_observes(farm))
+		return most_ms;
+	pthread_mutex_lock(&b->mutex);
+	int64_t ms = limit_patience_ms(&b->limit, most_ms);
+
+	pthread_mutex_unlock(&b->mutex);
+	return ms;
+}
+
+/* When this backend may take a session that it does not take now. */
+static int64_t opens_ms(const struct backend *b, bool emergency, int64_t now_ms)
+{
+	int64_t until = atomic_load(&b->until_ms);
+	int64_t above = atomic_load(&b->above_ms);
+
+	if (atomic_load(&b->place) != BACKEND_LIVE ||
+	    backend_admin_state(b) != BACKEND_READY)
+		return INT64_MAX;
+	if (health_stands(b, emergency, now_ms) != STANDS_FIT)
+		return until > now_ms ? until : INT64_MAX;
+	return above > now_ms ? above : INT64_MAX;
+}
+
+int64_t balancer_retry_ms(struct farm *farm, int64_t now_ms)
+{
+	int64_t at_ms = INT64_MAX;
+	bool emergency = is_emergency(farm);
+	uint16_t n = farm_size(farm);
+
+	for (uint16_t i = 0; i < n; i++) {
+		int64_t opens = opens_ms(&farm->backends[i], emergency, now_ms);
+
+		if (opens < at_ms)
+			at_ms = opens;
+	}
+	return at_ms;
+}
+
+/* --- kept connections --- */
+
+/* One may go on on a connection that stands. */
+static bool goes_on(const struct backend *b, int64_t now_ms)
+{
+	enum health_state state = backend_state(b);
+
+	return atomic_load(&b->place) == BACKEND_LIVE &&
+	       backend_admin_state(b) == BACKEND_READY &&
+	       (state == HEALTH_UNKNOWN || state == HEALTH_UP ||
+		(state == HEALTH_BUSY && is_over(b, now_ms)));
+}
+
+bool balancer_keep(struct farm *farm, struct balancer_slot *slot,
+		   uint32_t percent)
+{
+	struct backend *b = backend_of(farm, slot);
+
+	assert(!slot->kept);
+	assert(percent <= 100);
+	pthread_mutex_lock(&b->mutex);
+	uint64_t kept = atomic_load(&b->kept);
+
+	/* Any share of the slots above none is one of them at least. */
+	slot->kept = slot->phase == LIMIT_GREETED && goes_on(b, b->seen_ms) &&
+		     kept * 100 < (uint64_t)backend_limit(b) * percent;
+	if (slot->kept)
+		atomic_fetch_add(&b->kept, 1);
+	pthread_mutex_unlock(&b->mutex);
+	return slot->kept;
+}
+
+void balancer_resume(struct farm *farm, struct balancer_slot *slot)
+{
+	struct backend *b = backend_of(farm, slot);
+
+	assert(slot->kept);
+	pthread_mutex_lock(&b->mutex);
+	assert(atomic_load(&b->kept) > 0);
+	atomic_fetch_sub(&b->kept, 1);
+	slot->kept = false;
+	pthread_mutex_unlock(&b->mutex);
+	backend_count(b, BACKEND_COUNT_reused, 1);
+}
+
+uint64_t balancer_score(struct farm *farm, const struct balancer_slot *slot,
+			const struct balancer_need *need, int64_t now_ms)
+{
+	const struct backend *b = backend_of(farm, slot);
+
+	if (!goes_on(b, now_ms) || was_tried(need, b->index) ||
+	    !offers(b, need))
+		return UINT64_MAX;
+	return score(b, atomic_load(&b->inflight), now_ms);
 }
 
 struct smtp_ehlo balancer_offer(const struct farm *farm)
@@ -652,34 +797,162 @@ static void count(struct backend *b, const struct balancer_outcome *o)
 		backend_count(b, BACKEND_COUNT_greeting_refused, 1);
 }
 
-/* A backend that answers, whatever it thinks of the message. */
-static void note_good(struct backend *b, const struct balancer_slot *slot,
-		      const struct balancer_outcome *o, int64_t now_ms,
-		      struct backend_change *change)
+/* --- the limit: all behind b->mutex --- */
+
+static void learn_greeting(struct backend *b, struct balancer_slot *slot,
+			   int64_t ms, int64_t now_ms, uint64_t random)
 {
+	const struct limit_policy limits = farm_limits(b->farm);
+	uint64_t slow = b->limit.slow;
+
+	enum limit_phase phase = limit_greeted(&b->limit, &limits,
+					       (enum limit_phase)slot->phase,
+					       ms, now_ms, random);
+
+	slot->phase = (uint8_t)phase;
+	backend_count(b, BACKEND_COUNT_limit_slow, b->limit.slow - slow);
+}
+
+/* What an outcome says of slots. */
+enum lesson {
+	LESSON_NONE,
+	LESSON_GONE, /* no verdict on slots, and no connection */
+	LESSON_MAYBE,
+	LESSON_BUSY,
+	LESSON_CAP,
+	LESSON_COOL, /* not about slots, but short of resources */
+};
+
+static enum lesson lesson_of_failure(enum balancer_failure failure)
+{
+	switch (failure) {
+	case BALANCER_REFUSED:
+	case BALANCER_RESET:
+	case BALANCER_UNREACHABLE:
+		return LESSON_GONE;
+	case BALANCER_TIMEOUT: /* down, or its backlog is full */
+	case BALANCER_SILENT:
+		return LESSON_BUSY;
+	case BALANCER_CLOSED:
+		return LESSON_MAYBE;
+	case BALANCER_REPLIED:
+	case BALANCER_LOST:
+	case BALANCER_STALLED:
+	case BALANCER_GARBLED:
+	case BALANCER_FAILURE_COUNT:
+		break;
+	}
+	return LESSON_NONE;
+}
+
+static bool is_late(const struct balancer_outcome *o)
+{
+	return o->stage >= BUSY_STAGE_MAIL && o->stage < BUSY_STAGE_IDLE;
+}
+
+/*
+ * Silence is a sign of being full only where sessions of ours were greeted;
+ * else of being dead.  voters: 0, a vote that does not count; which matters
+ * from EHLO on only.
+ */
+static enum lesson lesson_of(const struct backend *b,
+			     const struct balancer_outcome *o, unsigned voters)
+{
+	if (o->failure != BALANCER_REPLIED)
+		return b->limit.n > 0 ? lesson_of_failure(o->failure)
+				      : LESSON_NONE;
+	if (o->stage > BUSY_STAGE_GREET && voters == 0)
+		return LESSON_NONE;
+	switch (o->class) {
+	case BUSY_BUSY:
+		if (is_late(o))
+			return LESSON_COOL;
+		return o->stage == BUSY_STAGE_IDLE ? LESSON_NONE : LESSON_BUSY;
+	case BUSY_CAP: /* behind MAIL the session goes on: not about slots */
+		return o->stage <= BUSY_STAGE_MAIL ? LESSON_CAP : LESSON_NONE;
+	case BUSY_MAYBE:
+		return o->stage <= BUSY_STAGE_GREET ? LESSON_MAYBE
+						    : LESSON_NONE;
+	case BUSY_OK:
+	case BUSY_DRAIN:
+	case BUSY_SICK:
+	case BUSY_MISCONF:
+	case BUSY_SESSION:
+	case BUSY_POLICY:
+	case BUSY_CLASSES:
+		break;
+	}
+	return LESSON_NONE;
+}
+
+static void learn(struct backend *b, struct balancer_slot *slot,
+		  enum lesson lesson, int64_t now_ms, uint64_t random)
+{
+	const struct limit_policy limits = farm_limits(b->farm);
+	struct limit *l = &b->limit;
+	enum limit_phase phase = (enum limit_phase)slot->phase;
+	uint64_t refused = l->refused, probes_refused = l->probes_refused;
+
+	switch (lesson) {
+	case LESSON_NONE:
+		return;
+	case LESSON_COOL:
+		limit_cool(l, now_ms);
+		return;
+	case LESSON_GONE:
+		phase = limit_gone(l, phase);
+		break;
+	case LESSON_MAYBE:
+		phase = limit_maybe(l, &limits, phase, now_ms, random);
+		break;
+	case LESSON_BUSY:
+	case LESSON_CAP:
+		phase = limit_busy(l, &limits, phase, lesson == LESSON_CAP,
+				   now_ms, random);
+		break;
+	}
+	slot->phase = (uint8_t)phase;
+	backend_count(b, BACKEND_COUNT_limit_refused, l->refused - refused);
+	backend_count(b, BACKEND_COUNT_limit_probes_refused,
+		      l->probes_refused - probes_refused);
+}
+
+/*
+ * A backend that answers, whatever it thinks of the message.  The greeting is
+ * what its limit is learned from.
+ */
+static void note_good(struct backend *b, struct balancer_slot *slot,
+		      const struct balancer_outcome *o, int64_t now_ms,
+		      uint64_t random, struct backend_change *change)
+{
+	bool greeting = o->stage == BUSY_STAGE_GREET && o->class == BUSY_OK;
+
 	atomic_store(&b->answered_ms, now_ms);
 	/* Once or twice in a transaction: a client that says RCPT a thousand
 	   times must not forgive what others suffer. */
 	if (o->stage == BUSY_STAGE_MAIL || o->stage == BUSY_STAGE_EOD)
 		backend_error_down(b, now_ms);
-	if (atomic_load(&b->calm))
+	if (!greeting && atomic_load(&b->calm))
 		return;
 
 	pthread_mutex_lock(&b->mutex);
 	enum health_state before = b->health.state;
 
+	if (greeting)
+		learn_greeting(b, slot, o->greet_ms, now_ms, random);
 	if (slot->epoch == b->health.epoch)
 		health_note_success(&b->health, (unsigned)o->stage, now_ms);
-	backend_settle(b, before, change);
+	backend_settle(b, before, now_ms, change);
 	pthread_mutex_unlock(&b->mutex);
 }
 
-/* A backend that has sessions of ours and is silent to one more, is full. */
+/* A backend that has greeted sessions of ours and is silent to one more, is
+ * full. */
 static bool counts_as_failure(const struct backend *b,
 			      const struct balancer_outcome *o)
 {
 	if (o->failure == BALANCER_SILENT || o->failure == BALANCER_CLOSED)
-		return atomic_load(&b->inflight) <= 1;
+		return b->limit.n == 0;
 	return true;
 }
 
@@ -698,22 +971,29 @@ static void apply_failure(struct farm *farm, struct backend *b,
 		if (!may && b->health.fails >= policy->passive_fall)
 			backend_count(b, BACKEND_COUNT_eject_spared, 1);
 	}
+	if (farm_observes(farm))
+		return;
 	if (o->failure == BALANCER_REFUSED)
 		health_note_refused(&b->health, policy, now_ms);
-	if (o->failure == BALANCER_SILENT)
+	if (o->failure == BALANCER_SILENT && b->limit.n == 0)
 		health_note_busy(&b->health, policy, HEALTH_WHY_BUSY_STRONG,
 				 now_ms);
 }
 
+/*
+ * While it has sessions of ours, a refusal is about the number of them, and
+ * its limit is the answer.
+ */
 static void apply_busy(struct farm *farm, struct backend *b,
 		       const struct balancer_outcome *o, unsigned voters,
 		       int64_t now_ms)
 {
-	bool late = o->stage >= BUSY_STAGE_MAIL && o->stage < BUSY_STAGE_IDLE;
+	bool late = is_late(o);
 	enum health_why why = o->strong ? HEALTH_WHY_BUSY_STRONG
 					: HEALTH_WHY_BUSY_VOTES;
 
-	if (!o->strong && voters < HEALTH_VOTERS)
+	if (farm_observes(farm) || (!late && b->limit.n > 0) ||
+	    (!o->strong && voters < HEALTH_VOTERS))
 		return;
 	health_note_busy(&b->health, &farm->policy,
 			 late ? HEALTH_WHY_RESOURCES : why, now_ms);
@@ -749,11 +1029,22 @@ static void apply_misconf(struct farm *farm, struct backend *b,
 		health_probe_soon(&b->health, now_ms);
 }
 
+static bool is_busy(enum busy_class class)
+{
+	return class == BUSY_BUSY || class == BUSY_CAP || class == BUSY_MAYBE;
+}
+
 /* What the average of errors is raised by; 0: it is not. */
-static unsigned error_shift(const struct balancer_outcome *o)
+static unsigned error_shift(const struct backend *b,
+			    const struct balancer_outcome *o)
 {
 	if (is_hard(o))
 		return UP_SHIFT;
+	/* Refused as one too many, by one that has sessions of ours. */
+	if (is_busy(o->class) && o->stage < BUSY_STAGE_MAIL && b->limit.n > 0)
+		return 0;
+	if (is_busy(o->class) && farm_observes(b->farm))
+		return 0;
 	switch (o->class) {
 	case BUSY_BUSY:
 	case BUSY_CAP:
@@ -784,7 +1075,7 @@ static uint8_t vote_kind(enum busy_class class)
 static unsigned blame(struct backend *b, const struct balancer_outcome *o,
 		      int64_t now_ms)
 {
-	unsigned shift = error_shift(o);
+	unsigned shift = error_shift(b, o);
 	unsigned voters = 1;
 
 	if (!is_hard(o)) {
@@ -825,7 +1116,7 @@ static void apply(struct farm *farm, struct backend *b,
 		apply_misconf(farm, b, o, voters, now_ms);
 		return;
 	case BUSY_MAYBE:
-	case BUSY_CAP: /* for the learner of limits, when there is one */
+	case BUSY_CAP: /* for the limit alone */
 	case BUSY_OK:
 	case BUSY_SESSION:
 	case BUSY_POLICY:
@@ -863,19 +1154,21 @@ void balancer_note(struct farm *farm, struct balancer_slot *slot,
 	if (is_moot(outcome))
 		return;
 	if (is_good(outcome)) {
-		note_good(b, slot, outcome, now_ms, change);
+		note_good(b, slot, outcome, now_ms, random, change);
 		return;
 	}
 	pthread_mutex_lock(&b->mutex);
 	pthread_mutex_lock(&farm->mutex);
 	enum health_state before = b->health.state;
 
+	b->seen_ms = now_ms;
 	health_tick(&b->health, now_ms);
 	unsigned voters = blame(b, outcome, now_ms);
 
+	learn(b, slot, lesson_of(b, outcome, voters), now_ms, random);
 	if (slot->epoch == b->health.epoch)
 		apply(farm, b, outcome, voters, now_ms, random);
-	backend_settle(b, before, change);
+	backend_settle(b, before, now_ms, change);
 	pthread_mutex_unlock(&farm->mutex);
 	pthread_mutex_unlock(&b->mutex);
 }
@@ -895,6 +1188,11 @@ void balancer_unnote(struct farm *farm, const struct balancer_slot *slot,
 			&b->health, vote_kind(outcome->class), outcome->source);
 
 		backend_error_undo(b, step, now_ms);
+		if (step > 0 && outcome->class == BUSY_BUSY &&
+		    is_late(outcome)) {
+			limit_uncool(&b->limit, now_ms);
+			backend_publish_slots(b);
+		}
 	}
 	pthread_mutex_unlock(&b->mutex);
 }
@@ -907,13 +1205,14 @@ static bool is_probed(const struct backend *b)
 	       backend_admin_state(b) != BACKEND_ADMIN_MAINT;
 }
 
-static bool claim(struct farm *farm, struct backend *b, int64_t now_ms)
+static bool claim(struct farm *farm, struct backend *b, int64_t now_ms,
+		  struct balancer_slot *slot)
 {
 	bool claimed = false;
 
 	pthread_mutex_lock(&b->mutex);
 	if (health_probe_claim(&b->health, &farm->policy, now_ms)) {
-		claimed = take_slot(b);
+		claimed = take_slot(b, false, now_ms, slot);
 		if (!claimed)
 			health_probe_cancel(&b->health, &farm->policy, now_ms);
 	}
@@ -934,14 +1233,8 @@ bool balancer_probe_claim(struct farm *farm, int64_t now_ms,
 
 		if (!is_probed(b) || now_ms < atomic_load(&b->probe_at_ms))
 			continue;
-		if (!claim(farm, b, now_ms))
-			continue;
-		*slot = (struct balancer_slot){
-			.index = i,
-			.generation = atomic_load(&b->generation),
-			.epoch = atomic_load(&b->epoch),
-		};
-		return true;
+		if (claim(farm, b, now_ms, slot))
+			return true;
 	}
 	return false;
 }
@@ -959,6 +1252,40 @@ static bool is_full_rather(const struct farm *farm, const struct backend *b,
 	       now_ms - answered <= farm->policy.interval_ms;
 }
 
+void balancer_probe_greeted(struct farm *farm, struct balancer_slot *slot,
+			    int64_t greet_ms, int64_t now_ms)
+{
+	struct backend *b = backend_of(farm, slot);
+
+	pthread_mutex_lock(&b->mutex);
+	/* It is no probe of the limit: nothing is drawn for it. */
+	learn_greeting(b, slot, greet_ms, now_ms, 0);
+	backend_publish_slots(b);
+	pthread_mutex_unlock(&b->mutex);
+}
+
+/* What a probe's outcome is to the limit.  A dead backend is not full. */
+static enum lesson lesson_of_probe(const struct backend *b,
+				   const struct probe_report *report)
+{
+	bool early = report->outcome == PROBE_GREETING_BUSY ||
+		     report->outcome == PROBE_EHLO_BUSY;
+
+	if (early && report->class == BUSY_BUSY)
+		return LESSON_BUSY;
+	if (early && report->class == BUSY_CAP)
+		return LESSON_CAP;
+	if (early && report->class == BUSY_MAYBE)
+		return LESSON_MAYBE;
+	if (b->limit.n == 0)
+		return LESSON_NONE;
+	if (report->outcome == PROBE_SILENT ||
+	    report->outcome == PROBE_CONNECT_TIMEOUT)
+		return LESSON_BUSY;
+	return report->outcome == PROBE_CLOSED_EARLY ? LESSON_MAYBE
+						     : LESSON_NONE;
+}
+
 static void learn_ext(struct backend *b, const struct probe_report *report)
 {
 	if (!report->ehlo_known)
@@ -970,6 +1297,7 @@ static void learn_ext(struct backend *b, const struct probe_report *report)
 
 /* What a probe was told counts as one source's vote. */
 static void apply_probe_vote(struct farm *farm, struct backend *b,
+			     struct balancer_slot *slot,
 			     const struct probe_report *report, int64_t now_ms,
 			     uint64_t random)
 {
@@ -984,7 +1312,12 @@ static void apply_probe_vote(struct farm *farm, struct backend *b,
 	if (report->code < 400 || (o.class != BUSY_BUSY &&
 				   o.class != BUSY_CAP && o.class != BUSY_SICK))
 		return;
-	apply(farm, b, &o, blame(b, &o, now_ms), now_ms, random);
+
+	unsigned voters = blame(b, &o, now_ms);
+
+	if (is_late(&o))
+		learn(b, slot, lesson_of(b, &o, voters), now_ms, random);
+	apply(farm, b, &o, voters, now_ms, random);
 }
 
 void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
@@ -992,12 +1325,14 @@ void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
 			 uint64_t random, struct backend_change *change)
 {
 	struct backend *b = backend_of(farm, slot);
+	struct balancer_slot own = *slot;
 
 	change->changed = false;
 	pthread_mutex_lock(&b->mutex);
 	pthread_mutex_lock(&farm->mutex);
 	enum health_state before = b->health.state;
 
+	b->seen_ms = now_ms;
 	health_tick(&b->health, now_ms);
 	if (report->outcome == PROBE_ABANDONED) {
 		health_probe_cancel(&b->health, &farm->policy, now_ms);
@@ -1009,6 +1344,7 @@ void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
 			verdict = HEALTH_PROBE_BUSY;
 		b->report = *report;
 		learn_ext(b, report);
+		learn(b, &own, lesson_of_probe(b, report), now_ms, random);
 		backend_count(b,
 			      verdict == HEALTH_PROBE_PASSED ||
 					      verdict == HEALTH_PROBE_BUSY
@@ -1017,12 +1353,12 @@ void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
 			      1);
 		health_note_probe(&b->health, &farm->policy, verdict, now_ms,
 				  random);
-		apply_probe_vote(farm, b, report, now_ms, random);
+		apply_probe_vote(farm, b, &own, report, now_ms, random);
 	}
-	backend_settle(b, before, change);
+	give_back(b, &own);
+	backend_settle(b, before, now_ms, change);
 	pthread_mutex_unlock(&farm->mutex);
 	pthread_mutex_unlock(&b->mutex);
-	give_back(b);
 }
 
 int64_t balancer_due_ms(const struct farm *farm)
@@ -1061,7 +1397,7 @@ bool balancer_tick(struct farm *farm, int64_t now_ms,
 		enum health_state before = b->health.state;
 
 		health_tick(&b->health, now_ms);
-		backend_settle(b, before, change);
+		backend_settle(b, before, now_ms, change);
 		pthread_mutex_unlock(&b->mutex);
 	}
 	return change->changed;

@@ -14,7 +14,7 @@
  *
  * Pure: no I/O, no clock.  Any thread may call anything here at any time.
  * Slots are counted exactly: no interleaving of threads lets a backend have
- * more than its limit.  now_ms is monotonic; random is 64 fresh random bits.
+ * more than max_sessions, or take an ordinary session beyond its limit.  now_ms is monotonic; random is 64 fresh random bits.
  *
  * A session's way:
  *
@@ -117,7 +117,7 @@ enum balancer_verdict balancer_reserve(struct farm *farm,
 				       struct balancer_slot *slot,
 				       struct backend_change *change);
 
-/* Give the slot back.  Notes come before. */
+/* Give the slot back, when the connection is gone.  Notes come before. */
 void balancer_release(struct farm *farm, const struct balancer_slot *slot);
 
 /*
@@ -128,15 +128,17 @@ int64_t balancer_patience_ms(struct farm *farm,
 			     const struct balancer_slot *slot, int64_t most_ms);
 
 /*
- * While there is no slot to be had: when the passing of time alone may change
- * that (a probe above a limit is due, a hold-off ends); INT64_MAX: never.
+ * After balancer_reserve() found no slot at now_ms: when the passing of time
+ * alone may change that (a probe above a limit is due, a hold-off ends), which
+ * is later than now_ms; INT64_MAX: never.
  */
 int64_t balancer_retry_ms(struct farm *farm, int64_t now_ms);
 
 /*
  * Kept connections: a slot whose session is over and whose connection stays
  * open for the next one.  keep: true, and it counts as idle; false: so much of
- * its backend's slots (percent) is idle already, or it may take no session.
+ * its backend's slots (percent, 0..100, of the learned limit, rounded up) is
+ * idle already, or it may take no session.
  * resume: it serves again.  Releasing a kept slot ends its being kept.
  */
 bool balancer_keep(struct farm *farm, struct balancer_slot *slot,
@@ -156,15 +158,21 @@ uint64_t balancer_score(struct farm *farm, const struct balancer_slot *slot,
  * EHLO included, and the end of a connection that was not asked for.  Does
  * for health what the class of the reply asks for:
  *
- *  - error average: up for hard failures, SICK, BUSY, CAP, BUSY? (half); down
- *    for OK and POLICY at MAIL and at the end of data;
- *  - BUSY holds off at 3 sources or one strong sign; at MAIL or later it is a
- *    cooldown; refused connections hold off at once;
+ *  - the limit: OK at the greeting (greet_ms); BUSY, CAP and BUSY? before
+ *    MAIL, CAP at MAIL; no answer to the connect and no greeting, if others
+ *    were greeted.  BUSY at MAIL or later cools.  slot->phase moves;
+ *  - error average: up for hard failures, SICK, BUSY, CAP, BUSY? (half), but
+ *    not for these before MAIL from a backend that has sessions of ours: it is
+ *    full; down for OK and POLICY at MAIL and at the end of data;
+ *  - BUSY at MAIL or later is a cooldown, at 3 sources or one strong sign;
+ *    before it, these hold off a backend that has greeted none of ours;
+ *    refused connections hold off at once;
  *  - DRAIN at once; MISCONF at the greeting at once, later only by a probe
  *    (what it says then may be due to the client's EHLO name); SICK by 3
  *    sources, if it is worse than its peers; hard failures in a row.
  *
- * One vote per source and class in 10 s; POLICY never counts against it.
+ * One vote per source and class in 10 s (the limit takes every one of before
+ * the greeting was read); POLICY never counts against it.
  * Ejections leave at least half of the farm, rounded up, in rotation.
  * Sessions that were reserved before the last ejection or fall change no state:
  * only counters and the average.  *change (never NULL) says what changed.
@@ -175,7 +183,7 @@ void balancer_note(struct farm *farm, struct balancer_slot *slot,
 
 /*
  * The second backend said the same to the same client: it was not the first
- * one's fault.  Takes the vote and its penalty back.
+ * one's fault.  Takes the vote and its penalty back, and what it cooled.
  */
 void balancer_unnote(struct farm *farm, const struct balancer_slot *slot,
 		     const struct balancer_outcome *outcome, int64_t now_ms);
@@ -197,12 +205,16 @@ struct smtp_ehlo balancer_offer(const struct farm *farm);
 
 /*
  * A backend whose probe is due, if any: it is claimed for the caller, and one
- * of its slots is taken.  Ends by balancer_probe_done(), always, exactly once;
- * that gives the slot back.  A backend without a free slot is not probed: its
- * sessions vouch for it.
+ * of its ordinary slots is taken.  Ends by balancer_probe_done(), always,
+ * exactly once; that gives the slot back.  A backend without a free slot is
+ * not probed: its sessions vouch for it.
  */
 bool balancer_probe_claim(struct farm *farm, int64_t now_ms,
 			  struct balancer_slot *slot);
+
+/* It was greeted, greet_ms after the connect's begin; at most once. */
+void balancer_probe_greeted(struct farm *farm, struct balancer_slot *slot,
+			    int64_t greet_ms, int64_t now_ms);
 
 /* The probe ended.  PROBE_ABANDONED: without a verdict. */
 void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,

@@ -123,6 +123,13 @@ void limit_set_ceiling(struct limit *l, const struct limit_policy *policy,
 		move(l, ceiling, LIMIT_CEILING, now_ms);
 }
 
+void limit_set_start(struct limit *l, const struct limit_policy *policy)
+{
+	check_policy(policy);
+	if (l->last == LIMIT_START)
+		l->l = start_of(policy, l->ceiling);
+}
+
 uint32_t limit_slots(const struct limit *l)
 {
 	uint32_t slots = whole(l->l);

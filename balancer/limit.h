@@ -114,6 +114,9 @@ void limit_begin(struct limit *l, const struct limit_policy *policy,
 void limit_set_ceiling(struct limit *l, const struct limit_policy *policy,
 		       uint32_t ceiling, int64_t now_ms);
 
+/* policy->start changed: one that has learned nothing yet begins there. */
+void limit_set_start(struct limit *l, const struct limit_policy *policy);
+
 /* Ordinary sessions it takes now: 1 up to the ceiling. */
 uint32_t limit_slots(const struct limit *l);
 

@@ -159,14 +159,16 @@ static void next_of_hello(struct probe *p, int64_t now_ms)
 
 static void greeted(struct probe *p, int64_t now_ms)
 {
-	if (p->reply.code < 300)
+	if (p->reply.code < 300) {
+		p->report.greet_ms = now_ms - p->begun_ms;
 		say(p, PROBE_STEP_EHLO, "EHLO ", p->order->helo, now_ms);
-	else if (p->reply.code < 400)
+	} else if (p->reply.code < 400) {
 		leave(p, PROBE_NOT_SMTP, now_ms);
-	else if (p->reply.code < 500)
+	} else if (p->reply.code < 500) {
 		leave(p, PROBE_GREETING_BUSY, now_ms);
-	else
+	} else {
 		leave(p, PROBE_GREETING_REFUSED, now_ms);
+	}
 }
 
 static void helloed(struct probe *p, int64_t now_ms)
@@ -335,13 +337,16 @@ void probe_begin(struct probe *p, const struct probe_order *order,
 	assert(strlen(order->helo) <= SMTP_DOMAIN_MAX);
 
 	p->step = PROBE_STEP_CONNECT;
-	p->step_ms = now_ms;
+	p->begun_ms = p->step_ms = now_ms;
 	p->connect_by_ms = now_ms + order->connect_ms;
 	p->all_by_ms = now_ms + order->timeout_ms;
 	p->quit_by_ms = p->all_by_ms;
 	p->order = order;
 	p->say_len = 0;
-	p->report = (struct probe_report){ .failed = PROBE_STEP_DONE };
+	p->report = (struct probe_report){
+		.failed = PROBE_STEP_DONE,
+		.greet_ms = -1,
+	};
 	for (size_t i = 0; i < PROBE_STEP_COUNT; i++)
 		p->report.took_ms[i] = -1;
 	plan_wait(p, plan);

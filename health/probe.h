@@ -88,6 +88,7 @@ struct probe_report {
 	uint64_t size;    /* 0: no limit, or none said */
 	int error;        /* errno of a failed connect, else 0 */
 	int64_t ended_ms; /* when the outcome was decided */
+	int64_t greet_ms; /* from the connect's begin to 220; -1: no 220 */
 	int64_t took_ms[PROBE_STEP_COUNT]; /* each step; -1: not reached */
 	char text[PROBE_TEXT_MAX]; /* the deciding reply; peer's octets */
 };
@@ -133,7 +134,8 @@ struct probe_plan {
 struct probe {
 	enum probe_step_name step;
 	uint16_t say_len; /* octets of line to send now */
-	int64_t step_ms;  /* when this step began */
+	int64_t begun_ms;
+	int64_t step_ms; /* when this step began */
 	int64_t connect_by_ms, all_by_ms, quit_by_ms;
 	const struct probe_order *order;
 	struct probe_report report;

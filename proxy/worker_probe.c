@@ -13,13 +13,10 @@
 
 void work_log_change(struct worker *w, const struct backend_change *change)
 {
-	const struct backend *b;
-
 	if (!change->changed)
 		return;
-	b = &w->weir->farm->backends[change->index];
 	work_log_begin(w, "backend");
-	log_word(&w->log, "backend", b->name);
+	log_word(&w->log, "backend", change->name);
 	if (change->from != change->to) {
 		log_word(&w->log, "from", health_state_name(change->from));
 		log_word(&w->log, "to", health_state_name(change->to));
@@ -112,10 +109,14 @@ static void step(struct worker *w, struct prober *p,
 		 const struct probe_event *event)
 {
 	struct probe_plan plan = { 0 };
+	bool greeted = p->probe.report.greet_ms >= 0;
 
 	if (p->ending)
 		return;
 	probe_step(&p->probe, event, w->now_ms, &plan);
+	if (!greeted && p->probe.report.greet_ms >= 0)
+		balancer_probe_greeted(w->weir->farm, &p->slot,
+				       p->probe.report.greet_ms, w->now_ms);
 	follow(w, p, &plan);
 }
 

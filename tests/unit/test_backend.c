@@ -149,7 +149,7 @@ static void a_place_that_is_used_again_remembers_nothing(void **state)
 	atomic_store(&b->size, 77);
 	b->report.outcome = PROBE_REFUSED;
 	health_note_success(&b->health, 1, 1000);
-	backend_settle(b, HEALTH_UNKNOWN, &change);
+	backend_settle(b, HEALTH_UNKNOWN, 0, &change);
 	assert_int_equal(backend_state(b), HEALTH_UP);
 	farm_remove(&farm, index);
 	assert_int_equal(add("new", &index), FARM_OK);
@@ -195,12 +195,12 @@ static void a_change_of_health_is_published_counted_and_told(void **state)
 	add("mx1", &index);
 	struct backend *b = farm_at(&farm, index);
 
-	backend_settle(b, b->health.state, &change);
+	backend_settle(b, b->health.state, 0, &change);
 	assert_false(change.changed);
 	enum health_state before = b->health.state;
 
 	health_note_busy(&b->health, &farm.policy, HEALTH_WHY_RESOURCES, 2000);
-	backend_settle(b, before, &change);
+	backend_settle(b, before, 0, &change);
 	assert_true(change.changed);
 	assert_int_equal(change.index, index);
 	assert_int_equal(change.from, HEALTH_UNKNOWN);

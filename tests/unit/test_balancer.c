@@ -142,7 +142,7 @@ static enum balancer_verdict refused(const struct balancer_need *need,
 	return balancer_reserve(&farm, need, now, draw(), &slot, &change);
 }
 
-static void note(const struct balancer_slot *slot, enum busy_class class,
+static void note(struct balancer_slot *slot, enum busy_class class,
 		 enum busy_stage stage, uint64_t source, int64_t now)
 {
 	struct balancer_outcome o = {
@@ -155,7 +155,20 @@ static void note(const struct balancer_slot *slot, enum busy_class class,
 	balancer_note(&farm, slot, &o, now, draw(), &change);
 }
 
-static void note_failure(const struct balancer_slot *slot,
+/* 220, after 20 ms. */
+static void greet(struct balancer_slot *slot, int64_t now)
+{
+	struct balancer_outcome o = {
+		.failure = BALANCER_REPLIED,
+		.class = BUSY_OK,
+		.stage = BUSY_STAGE_GREET,
+		.greet_ms = 20,
+	};
+
+	balancer_note(&farm, slot, &o, now, draw(), &change);
+}
+
+static void note_failure(struct balancer_slot *slot,
 			 enum balancer_failure failure, enum busy_stage stage,
 			 int64_t now)
 {
@@ -299,7 +312,7 @@ static void a_shunned_backend_gets_another_chance(void **state)
 	struct backend *b = add_up(10, 1);
 
 	for (uint64_t i = 0; i < 30; i++)
-		said(a, BUSY_MAYBE, BUSY_STAGE_GREET, i, START_MS);
+		(void)backend_error_up(a, 4, START_MS);
 	for (int i = 0; i < 5; i++) {
 		struct balancer_slot slot = reserve();
 
@@ -683,23 +696,23 @@ static void one_strong_sign_is_enough(void **state)
 		int64_t ms;
 	} cases[] = {
 		{ "X.3.1 before MAIL",
-		  { BALANCER_REPLIED, BUSY_BUSY, BUSY_STAGE_GREET, true, 1 },
+		  { BALANCER_REPLIED, BUSY_BUSY, BUSY_STAGE_GREET, true, 1, 0 },
 		  HEALTH_WHY_BUSY_STRONG,
 		  1000 },
 		{ "452 4.3.1 at MAIL: a cooldown",
-		  { BALANCER_REPLIED, BUSY_BUSY, BUSY_STAGE_MAIL, true, 1 },
+		  { BALANCER_REPLIED, BUSY_BUSY, BUSY_STAGE_MAIL, true, 1, 0 },
 		  HEALTH_WHY_RESOURCES,
 		  5000 },
 		{ "452 4.3.1 at the end of data",
-		  { BALANCER_REPLIED, BUSY_BUSY, BUSY_STAGE_EOD, true, 1 },
+		  { BALANCER_REPLIED, BUSY_BUSY, BUSY_STAGE_EOD, true, 1, 0 },
 		  HEALTH_WHY_RESOURCES,
 		  5000 },
 		{ "a silent greeting",
-		  { BALANCER_SILENT, BUSY_BUSY, BUSY_STAGE_GREET, false, 1 },
+		  { BALANCER_SILENT, BUSY_BUSY, BUSY_STAGE_GREET, false, 1, 0 },
 		  HEALTH_WHY_BUSY_STRONG,
 		  1000 },
 		{ "a refused connection",
-		  { BALANCER_REFUSED, BUSY_MAYBE, BUSY_STAGE_TCP, false, 1 },
+		  { BALANCER_REFUSED, BUSY_MAYBE, BUSY_STAGE_TCP, false, 1, 0 },
 		  HEALTH_WHY_REFUSED,
 		  1000 },
 	};
@@ -1058,19 +1071,24 @@ static void silence_with_sessions_is_full_and_without_is_dead(void **state)
 {
 	(void)state;
 	struct backend *a = add_up(10, 1);
+	struct balancer_need only_a = { .tried_count = 1, .tried = { 1 } };
 	int64_t now = START_MS;
 
 	add_up(10, 1);
 	struct balancer_slot other = reserve_of(a, now);
 
-	for (int i = 0; i < 10; i++) {
+	greet(&other, now);
+	for (int i = 0; i < 3; i++) {
 		fail_at(a, BALANCER_SILENT, BUSY_STAGE_GREET, now);
-		assert_int_equal(backend_state(a), HEALTH_BUSY);
-		now = change.until_ms;
+		assert_int_equal(backend_state(a), HEALTH_UP);
 	}
+	/* It has one of ours, and that is what it takes. */
+	assert_int_equal(backend_limit(a), 1);
+	assert_int_equal(refused(&only_a, now), BALANCER_ALL_FULL);
 	balancer_release(&farm, &other);
 	for (int i = 0; i < 2; i++) {
 		fail_at(a, BALANCER_SILENT, BUSY_STAGE_GREET, now);
+		assert_int_equal(backend_state(a), HEALTH_BUSY);
 		now = change.until_ms;
 	}
 	fail_at(a, BALANCER_SILENT, BUSY_STAGE_GREET, now);
