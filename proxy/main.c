@@ -387,10 +387,14 @@ static unsigned descriptors(void)
 
 static void check_descriptors(const struct config *config, unsigned fds)
 {
-	uint64_t want = config->admission.limits.max_sessions + FDS_RESERVED;
+	uint64_t sessions = config->admission.limits.max_sessions;
+	uint64_t want = sessions + FDS_RESERVED;
+	uint64_t slots = 0;
 
 	for (unsigned i = 0; i < config->backend_count; i++)
-		want += config->backends[i].max_sessions;
+		slots += config->backends[i].max_sessions;
+	/* No session has two backends at a time. */
+	want += slots < sessions ? slots : sessions;
 	if (want > fds) {
 		(void)fprintf(stderr,
 			      "weir: max_sessions of [admission] and all "
@@ -436,6 +440,7 @@ static bool make_farm(struct weir *weir, const struct config *config)
 	if (policy.busy_hold_max_ms < policy.busy_hold_ms)
 		policy.busy_hold_max_ms = policy.busy_hold_ms;
 	farm_init(weir->farm, &policy);
+	weir_set_limits(weir->farm, config);
 	(void)clock_gettime(CLOCK_MONOTONIC, &now);
 	for (unsigned i = 0; i < config->backend_count; i++) {
 		if (weir_add_backend(weir->farm, &config->backends[i],
@@ -464,6 +469,7 @@ static bool make_admission(struct weir *weir, const struct config *config)
 
 static void unmake(struct weir *weir, struct config **config)
 {
+	weir_close_room(weir);
 	if (weir->farm != NULL)
 		farm_fini(weir->farm);
 	free(weir->farm);
@@ -671,7 +677,8 @@ int main(int argc, char **argv)
 	weir.worker_count = config->weir.workers > 0 ? config->weir.workers
 						     : cores();
 	weir.started_wall_ms = (int64_t)time(NULL) * 1000;
-	if (!make_farm(&weir, config) || !make_admission(&weir, config)) {
+	if (!make_farm(&weir, config) || !make_admission(&weir, config) ||
+	    !weir_open_room(&weir, config)) {
 		(void)fprintf(stderr, "weir: no memory for the farm\n");
 		unmake(&weir, &config);
 		return 1;

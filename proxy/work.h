@@ -8,8 +8,10 @@
 #include <stdint.h>
 
 #include "balancer/balancer.h"
+#include "balancer/room.h"
 #include "health/probe.h"
 #include "proxy/cidr.h"
+#include "proxy/hold.h"
 #include "proxy/io.h"
 #include "proxy/log.h"
 #include "proxy/session.h"
@@ -62,7 +64,12 @@ enum {
 	WORK_RESERVE_KEPT = 3,
 	WORK_LISTENERS_MAX = 128,
 	WORK_QUEUE_ID_MAX = SMTP_QUEUE_ID_MAX,
-	WORK_REPLY_MAX = 160, /* of a reply's text, for the log */
+	WORK_REPLY_MAX = 160,  /* of a reply's text, for the log */
+	WORK_REFUSED_MAX = 96, /* who refused a message before, for the log */
+	/* Kept connections that a message may choose from: the last used. */
+	WORK_KEPT_SCAN = 32,
+	/* After a refused session above a limit, the first time. */
+	WORK_RETRY_MS = 500,
 };
 
 /*
@@ -87,6 +94,7 @@ struct client {
 	io_handle socket; /* 0: closed */
 	struct session session;
 	struct server *server; /* bound, being bound, or lingering; or NULL */
+	struct server *gift;   /* kept, and given to it in the room */
 	struct client *next, *prev; /* in worker.clients or .free_clients */
 	struct client *next_hungry; /* in worker.hungry */
 	bool hungry;                /* waits there for buffers to be free */
@@ -100,10 +108,23 @@ struct client {
 	bool starved;   /* a buffer was wanted and none was free */
 	bool flushing;  /* session over: our FIN follows what is queued */
 	bool fin_sent;
-	struct server *waits_for; /* its slot is being freed for us */
+	/* Waiting for a slot; 0: not. */
+	room_ticket ticket;
+	int64_t ticket_ms; /* since when */
+	int64_t waited_ms; /* for this message, in all */
+	bool waited;
+	bool reused; /* this message went over a kept connection */
+	/* slot = body: what is held of the message. */
+	struct hold_text body, envelope;
+	struct hold_place marked; /* RCPTs before here are marked */
+	struct hold_place said;   /* and before here said again */
+	struct hold_place sent;   /* of the body */
+	bool replaying;           /* more of the envelope is to be said */
+	bool sending;             /* more of the body is to be sent */
+	bool sending_whole;       /* and its end is the end of data */
 	int64_t sent_ms;   /* last progress of sending, or nothing to send */
 	int64_t linger_ms; /* when to stop waiting for the peer's FIN */
-	int64_t accepted_wall_ms;
+	int64_t trace_wall_ms; /* in the trace field of this backend */
 	struct cidr_addr addr;
 	uint16_t port;
 	uint64_t id;
@@ -118,6 +139,8 @@ struct client {
 	char *lines;       /* the session's, from worker.lines */
 	char addr_text[CIDR_ADDR_TEXT_MAX];
 	char backend[BACKEND_NAME_MAX]; /* of the current or last message */
+	enum busy_class refused_class;  /* of who refused it last */
+	char refused[WORK_REFUSED_MAX]; /* "mx1:GREET:busy,mx2:MAIL:sick" */
 	uint16_t queue_id_len, reply_len;
 	char queue_id[WORK_QUEUE_ID_MAX];
 	char reply[WORK_REPLY_MAX]; /* the last of the backend, its text */
@@ -128,16 +151,21 @@ struct server {
 	struct work work;
 	io_handle socket;           /* 0: closed */
 	struct client *client;      /* whom it serves, or NULL: it is going */
-	struct server *next, *prev; /* in .lingering or .free_servers */
+	struct server *next, *prev; /* in .lingering, .kept, .free_servers */
 	struct balancer_slot slot;
 	struct work_queue in, out;
 	bool receiving;
-	bool served;         /* a message has gone over it */
-	bool lingering;      /* kept for its client's next message */
-	bool ending;         /* io_close() or io_abort() was called */
-	struct client *heir; /* waits for its slot */
-	int64_t until_ms;    /* lingering: until then */
-	int64_t sent_ms;     /* last progress of sending */
+	bool lingering;   /* stays for its client's next message */
+	bool kept;        /* idle, for anybody's next message */
+	bool clearing;    /* RSET was said: then it is kept */
+	bool own_name;    /* EHLO said weir's name, not a client's */
+	bool tainted;     /* has said an error: for nobody else */
+	bool yielding;    /* closed so that its slot is free */
+	bool ending;      /* io_close() or io_abort() was called */
+	uint32_t served;  /* messages that went over it */
+	int64_t begun_ms; /* the connect */
+	int64_t until_ms; /* lingering or kept: until then */
+	int64_t sent_ms;  /* last progress of sending */
 	char name[SMTP_DOMAIN_MAX + 1];
 	struct upstream upstream;
 };
@@ -191,7 +219,10 @@ struct worker {
 	struct server *server_pool;
 	unsigned servers_used;
 	struct server *free_servers;
-	struct server lingering; /* list head, the longest kept first */
+	struct server lingering; /* list head, the longest first */
+	struct server kept;      /* list head, the last used first */
+	unsigned yielding;       /* connections being closed for their slots */
+	unsigned waiters;        /* clients of ours in the waiting room */
 	unsigned server_count;
 
 	struct work_listener listeners[WORK_LISTENERS_MAX];
@@ -218,6 +249,9 @@ struct worker {
 	bool control_open; /* not yet IO_CLOSED */
 	struct operator* operators;
 	unsigned operator_count;
+
+	struct hold_area hold; /* bodies and envelopes that are held */
+	void *hold_memory;
 
 	uint64_t id_base; /* random, in session ids */
 	uint32_t ids;
@@ -298,14 +332,27 @@ void client_feed_hungry(struct worker *w);
 /* The end, without manners: drain time is over, or an operator says so. */
 void client_kill(struct worker *w, struct client *c);
 
+/* For a client: as "1a2b3c4d-5e". */
+enum { WORK_ID_MAX = 24 };
+void client_id(const struct client *c, char id[WORK_ID_MAX]);
+
+/* It waits for buffers to be free, and is fed in its turn. */
+void client_go_hungry(struct worker *w, struct client *c);
+
 /* ---- worker_server.c ---- */
 
-/*
- * Find and greet a backend for a client.  True: under way, the client will be
- * told BOUND or UNBOUND.  False: *event is what it is to be told now.
- */
-bool server_bind(struct worker *w, struct client *c,
-		 struct session_event *event);
+/* A place in the pool, without a slot; NULL: all are in use. */
+struct server *server_new(struct worker *w);
+/* Put it back; its slot, if it has one, goes back as well. */
+void server_free(struct worker *w, struct server *v, bool slot);
+
+/* Connect to the backend whose slot v has, for c.  0, or -errno. */
+int server_connect(struct worker *w, struct server *v, struct client *c);
+
+struct backend *server_backend(struct worker *w, const struct server *v);
+
+/* No client's any more, and in no list. */
+void server_detach(struct worker *w, struct server *v);
 
 /*
  * For the bound server of a client.  server_command() is false for want of a
@@ -318,17 +365,102 @@ void server_sent(struct worker *w, struct server *v, enum busy_stage stage);
 /* What it has queued is sent before the turn ends; or now. */
 void server_speak_up(struct worker *w, struct server *v);
 void server_flush(struct worker *w, struct server *v);
+/* When to look after it next. */
+void server_set_timer(struct worker *w, struct server *v);
 
 /* Whether the client still owes octets of a chunk that was announced. */
 void server_chunk(struct worker *w, struct server *v, bool open);
 
-void server_keep(struct worker *w, struct server *v);
+/* Not even a connect could be begun: what failed, for health and the log. */
+void server_unreachable(struct worker *w, struct server *v);
+void server_log_shortage(struct worker *w, const struct server *v, int error);
+
 void server_quit(struct worker *w, struct server *v);
 void server_reset(struct worker *w, struct server *v);
 
 void server_event(struct worker *w, struct server *v,
 		  const struct io_event *ev);
 void server_timer(struct worker *w, struct server *v);
+
+/* ---- worker_bind.c ---- */
+
+/*
+ * Find a backend connection for a client: its own of before, a kept one, a
+ * new one, or a place in the waiting room.  True: under way, the client will
+ * be told BOUND or UNBOUND.  False: *event is what it is to be told now.
+ */
+bool bind_client(struct worker *w, struct client *c,
+		 struct session_event *event);
+
+/* The event that tells of a connection that is ready. */
+struct session_event bind_event(struct worker *w, struct client *c,
+				const struct server *v, bool reused);
+
+/* A slot was left for c in the room: connect.  As bind_client(). */
+bool bind_slot(struct worker *w, struct client *c,
+	       const struct balancer_slot *slot, struct session_event *event);
+
+/* A kept connection for what is needed, or NULL. */
+struct server *bind_find_kept(struct worker *w,
+			      const struct balancer_need *need);
+/* It serves c from now on; c is then to be told of it by bind_event(). */
+void bind_take_kept(struct worker *w, struct client *c, struct server *v);
+
+/* A slot is wanted: close an idle connection.  False: there is none. */
+bool bind_make_room(struct worker *w);
+
+/* A message is over, and v in order: keep it, or part from it. */
+void bind_keep(struct worker *w, struct server *v);
+
+/* v has an envelope and no more: clear it and keep it, or part from it. */
+void bind_park(struct worker *w, struct server *v);
+/* The reply to that RSET. */
+void bind_cleared(struct worker *w, struct server *v, unsigned code);
+
+/* ---- worker_room.c ---- */
+
+/* Wait for a slot.  False: it may not, or has waited long enough. */
+bool room_wait(struct worker *w, struct client *c);
+
+/* It waits no more; a slot that was left for it goes back. */
+void room_give_up(struct worker *w, struct client *c);
+
+/* When its wait ends; INT64_MAX: it does not wait. */
+int64_t room_wait_ends(const struct worker *w, const struct client *c);
+
+/* Each turn: who was called connects; slots that are free are given out. */
+void room_turn(struct worker *w);
+
+/* When time alone may bring a waiter of ours a slot. */
+int64_t room_due_ms(const struct worker *w);
+
+/* Saturated?  Then newcomers are refused, but for good sources. */
+bool room_is_closed(struct worker *w, const struct client *c);
+
+/* ---- worker_hold.c ---- */
+
+/* How much of a body could be held now. */
+size_t hold_client_room(const struct worker *w, const struct client *c);
+
+/* Do these acts of a session's plan. */
+void hold_body(struct worker *w, struct client *c, size_t len);
+void hold_rcpt(struct worker *w, struct client *c,
+	       const struct session_act *act);
+void hold_mark(struct worker *w, struct client *c, bool good);
+void hold_replay(struct worker *w, struct client *c);
+void hold_send(struct worker *w, struct client *c, bool whole);
+void hold_trace(struct worker *w, struct client *c);
+
+/* Go on with REPLAY and SEND, as far as there is room. */
+void hold_go_on(struct worker *w, struct client *c);
+
+/* A backend is sought for MAIL: no envelope is held yet. */
+void hold_forget_envelope(struct worker *w, struct client *c);
+/* The message is over. */
+void hold_forget(struct worker *w, struct client *c);
+
+/* The length of the trace field for c. */
+size_t hold_trace_len(struct worker *w, struct client *c);
 
 /* ---- worker_probe.c ---- */
 

@@ -92,6 +92,28 @@ static void *table(size_t count, size_t size, char error[WEIR_ERROR_SIZE])
 	return mem;
 }
 
+/* Each worker has its share of body_memory, whether it is used or not. */
+static bool make_hold(struct worker *w, char error[WEIR_ERROR_SIZE])
+{
+	uint64_t memory = w->config->weir.body_memory / w->weir->worker_count;
+	uint64_t most = memory / HOLD_BLOCK_SIZE;
+	uint32_t blocks = most < UINT32_MAX ? (uint32_t)most : UINT32_MAX;
+
+	if (blocks > 0) {
+		w->hold_memory = aligned_alloc(HOLD_BLOCK_SIZE,
+					       hold_area_size(blocks));
+		if (w->hold_memory == NULL) {
+			(void)snprintf(error, WEIR_ERROR_SIZE,
+				       "no memory for body_memory = %llu",
+				       (unsigned long long)
+					       w->config->weir.body_memory);
+			return false;
+		}
+	}
+	hold_area_init(&w->hold, w->hold_memory, blocks);
+	return true;
+}
+
 static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 {
 	unsigned clients = w->weir->sessions_max;
@@ -101,10 +123,11 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 	w->lines = table(clients, SESSION_LINE_MAX + SESSION_MAIL_MAX, error);
 	w->server_pool = table(servers, sizeof(*w->server_pool), error);
 	if (w->client_pool == NULL || w->lines == NULL ||
-	    w->server_pool == NULL)
+	    w->server_pool == NULL || !make_hold(w, error))
 		return false;
 	w->clients.next = w->clients.prev = &w->clients;
 	w->lingering.next = w->lingering.prev = &w->lingering;
+	w->kept.next = w->kept.prev = &w->kept;
 	w->loud.next_loud = w->loud.prev_loud = &w->loud;
 	if (w->index == 0) {
 		w->probers = table(FARM_BACKENDS_MAX, sizeof(*w->probers),
@@ -253,6 +276,7 @@ void worker_free(struct worker **wp)
 	free(w->lines);
 	free(w->server_pool);
 	free(w->probers);
+	free(w->hold_memory);
 	free(w);
 }
 
@@ -379,6 +403,7 @@ static void look_around(struct worker *w)
 	w->env.offer_ext = offer.ext;
 	w->env.offer_size = offer.size;
 	w->env.stressed = stressed;
+	w->env.crowded = room_waiting(w->weir->room) > 0;
 	if (stressed != w->stressed) {
 		w->stressed = stressed;
 		if (w->index == 0) {
@@ -422,6 +447,8 @@ static void end_servers(struct worker *w)
 {
 	while (w->lingering.next != &w->lingering)
 		server_quit(w, w->lingering.next);
+	while (w->kept.next != &w->kept)
+		server_quit(w, w->kept.next);
 }
 
 /* Shutting down; false when nothing is left. */
@@ -463,6 +490,12 @@ static int64_t next_deadline(const struct worker *w)
 		at_ms = w->now_ms + TIMER_TICK_MS;
 	if (w->index == 0 && !w->draining) {
 		int64_t due_ms = balancer_due_ms(w->weir->farm);
+
+		if (due_ms < at_ms)
+			at_ms = due_ms;
+	}
+	if (w->waiters > 0) {
+		int64_t due_ms = room_due_ms(w);
 
 		if (due_ms < at_ms)
 			at_ms = due_ms;
@@ -511,6 +544,7 @@ bool worker_turn(struct worker *w)
 	look_around(w);
 	control_turn(w);
 	deal(w);
+	room_turn(w);
 	going = drain(w);
 	flush_loud(w);
 	(void)pthread_mutex_unlock(&w->mutex);

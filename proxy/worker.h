@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "balancer/backend.h"
+#include "balancer/room.h"
 #include "proxy/admission.h"
 #include "proxy/stats.h"
 
@@ -20,6 +21,9 @@
  *	worker.c          the loop, listeners, timers, draining
  *	worker_client.c   clients: accept, feed the session, do its plans
  *	worker_server.c   backend connections
+ *	worker_bind.c     which one a session gets: new, kept, or to wait
+ *	worker_room.c     the waiting room: who is next
+ *	worker_hold.c     bodies held in memory, and given to a backend
  *	worker_probe.c    health probes, changes of state
  *	worker_control.c  the control socket
  *	worker_reload.c   the farm as the configuration says
@@ -47,6 +51,11 @@ struct weir {
 	const struct config *_Atomic config;
 	struct farm *farm;
 	struct admission *admission;
+	struct room *room;
+	void *room_memory;
+	/* Of each worker: connections that nobody uses, and whose slots go to
+	 * whoever waits for one. */
+	_Atomic unsigned idle[WEIR_WORKERS_MAX];
 	unsigned worker_count;
 	struct worker *workers[WEIR_WORKERS_MAX]; /* set before any runs */
 	struct stats stats[WEIR_WORKERS_MAX];     /* each worker its own */
@@ -84,6 +93,18 @@ bool worker_turn(struct worker *w);
 
 /* Every session must be gone: worker_turn() said false.  *w becomes NULL. */
 void worker_free(struct worker **w);
+
+/* How limits are learned; before backends are added, and at a reload. */
+void weir_set_limits(struct farm *farm, const struct config *config);
+
+/*
+ * The waiting room as the configuration has it; before the workers.  False:
+ * no memory.
+ */
+bool weir_open_room(struct weir *weir, const struct config *config);
+void weir_close_room(struct weir *weir);
+/* A reload.  More places than at the start want a restart. */
+void weir_change_room(struct weir *weir, const struct config *config);
 
 /* To wake it: the only use that others may make of it. */
 struct io *worker_io(const struct worker *w);

@@ -59,13 +59,18 @@ static void client_free(struct worker *w, struct client *c)
 
 /* ---- log lines ---- */
 
+void client_id(const struct client *c, char id[WORK_ID_MAX])
+{
+	(void)snprintf(id, WORK_ID_MAX, "%08lx-%lx",
+		       (unsigned long)(c->id >> 32),
+		       (unsigned long)(c->id & UINT32_MAX));
+}
+
 static void log_who(struct worker *w, const struct client *c)
 {
 	char text[64];
 
-	(void)snprintf(text, sizeof(text), "%08lx-%lx",
-		       (unsigned long)(c->id >> 32),
-		       (unsigned long)(c->id & UINT32_MAX));
+	client_id(c, text);
 	log_word(&w->log, "id", text);
 	log_word(&w->log, "listener", c->session.listener->name);
 	(void)snprintf(text, sizeof(text),
@@ -141,6 +146,16 @@ static void log_message(struct worker *w, struct client *c)
 		log_text(&w->log, "queue_id", c->queue_id, c->queue_id_len);
 	if (c->reply_len > 0)
 		log_text(&w->log, "reply", c->reply, c->reply_len);
+	if (c->refused[0] != '\0')
+		log_word(&w->log, "refused", c->refused);
+	if (m->parked)
+		log_word(&w->log, "parked", "yes");
+	if (m->replays > 0)
+		log_number(&w->log, "replays", m->replays);
+	if (c->waited)
+		log_number(&w->log, "waited_ms", c->waited_ms);
+	if (c->reused)
+		log_word(&w->log, "reused", "yes");
 	if (m->bound_ms > 0)
 		log_number(&w->log, "bind_ms", m->bound_ms - m->mail_ms);
 	if (m->end_ms > 0 && m->data_ms > 0)
@@ -149,10 +164,16 @@ static void log_message(struct worker *w, struct client *c)
 		log_number(&w->log, "final_ms", w->now_ms - m->end_ms);
 	log_number(&w->log, "ms", w->now_ms - m->mail_ms);
 	work_log(w, LOG_LEVEL_INFO);
+	if (m->code / 100 == 2 && s->ticket.held)
+		admission_praise(w->weir->admission, &s->ticket, w->now_ms);
 	c->recipients += m->rcpts_ok;
 	c->queue_id_len = 0;
 	c->reply_len = 0;
 	c->backend[0] = '\0';
+	c->refused[0] = '\0';
+	c->waited = c->reused = false;
+	c->waited_ms = 0;
+	hold_forget(w, c);
 }
 
 /* ---- plans ---- */
@@ -164,10 +185,8 @@ static void over(struct worker *w, struct client *c)
 	w->talking--;
 	if (c->session.ticket.held)
 		admission_close(w->weir->admission, &c->session.ticket);
-	if (c->waits_for != NULL) {
-		c->waits_for->heir = NULL;
-		c->waits_for = NULL;
-	}
+	room_give_up(w, c);
+	hold_forget(w, c);
 }
 
 /*
@@ -255,6 +274,43 @@ static void body(struct worker *w, struct client *c,
 		server_sent(w, v, BUSY_STAGE_EOD);
 }
 
+static void command(struct worker *w, struct client *c,
+		    const struct session_act *act)
+{
+	if (act->hold)
+		hold_rcpt(w, c, act);
+	if (!server_command(w, c->server, act->text, act->len, act->stage))
+		c->starved = true;
+}
+
+/* Its backend connection is over, for this message or for good. */
+static void part(struct worker *w, struct client *c, enum session_do how)
+{
+	room_give_up(w, c);
+	if (c->server == NULL)
+		return;
+	if (how == SESSION_DO_KEEP)
+		bind_keep(w, c->server);
+	else if (how == SESSION_DO_PARK)
+		bind_park(w, c->server);
+	else if (how == SESSION_DO_RESET)
+		server_reset(w, c->server);
+	else
+		server_quit(w, c->server);
+}
+
+static bool seek(struct worker *w, struct client *c, struct session_event *next)
+{
+	const struct session *s = &c->session;
+
+	if (s->message.rcpts_ok == 0 && c->body.len == 0)
+		hold_forget_envelope(w, c);
+	c->replaying = c->sending = false;
+	if (s->afresh || s->message.tries <= 1)
+		c->need.tried_count = 0;
+	return bind_client(w, c, next);
+}
+
 /*
  * Do what w->plan says.  True: *next is to be told to the session now.
  * *moved: the event's octets went on as they were.
@@ -277,36 +333,35 @@ static bool perform(struct worker *w, struct client *c,
 			relay(w, c, act->code, ev);
 			break;
 		case SESSION_DO_BIND:
-			more = !server_bind(w, c, next);
+			more = !seek(w, c, next);
 			break;
 		case SESSION_DO_COMMAND:
-			if (!server_command(w, c->server, act->text, act->len,
-					    act->stage))
-				c->starved = true;
+			command(w, c, act);
 			break;
 		case SESSION_DO_BODY:
 			body(w, c, act);
 			*moved = true;
 			break;
-		case SESSION_DO_KEEP:
-			if (c->server != NULL)
-				server_keep(w, c->server);
-			break;
-		case SESSION_DO_QUIT:
-			if (c->server != NULL)
-				server_quit(w, c->server);
-			break;
-		case SESSION_DO_RESET:
-			if (c->server != NULL)
-				server_reset(w, c->server);
-			break;
 		case SESSION_DO_HOLD:
+			hold_body(w, c, act->len);
+			break;
 		case SESSION_DO_MARK:
-		case SESSION_DO_PARK:
+			hold_mark(w, c, act->good);
+			break;
 		case SESSION_DO_REPLAY:
+			hold_replay(w, c);
+			break;
 		case SESSION_DO_TRACE:
+			hold_trace(w, c);
+			break;
 		case SESSION_DO_SEND:
-			assert(false && "not yet");
+			hold_send(w, c, act->stage == BUSY_STAGE_EOD);
+			break;
+		case SESSION_DO_KEEP:
+		case SESSION_DO_PARK:
+		case SESSION_DO_QUIT:
+		case SESSION_DO_RESET:
+			part(w, c, act->what);
 			break;
 		case SESSION_DO_LOG:
 			log_message(w, c);
@@ -314,8 +369,7 @@ static bool perform(struct worker *w, struct client *c,
 		case SESSION_DO_CLOSE:
 		case SESSION_DO_ABORT:
 			/* A connection kept for the next message goes too. */
-			if (c->server != NULL)
-				server_quit(w, c->server);
+			part(w, c, SESSION_DO_QUIT);
 			close_client(w, c, act->what == SESSION_DO_ABORT);
 			break;
 		}
@@ -354,6 +408,8 @@ static bool has_room(struct worker *w, const struct client *c)
 {
 	const struct server *v = c->server;
 
+	if (c->sending)
+		return false; /* what is held goes first */
 	if (c->socket != 0 &&
 	    c->out.octets + io_unsent(w->io, c->socket) >= WORK_WINDOW)
 		return false;
@@ -371,7 +427,7 @@ static bool is_short(struct worker *w)
 	return io_buf_free(w->io, IO_SMALL) < 1;
 }
 
-static void go_hungry(struct worker *w, struct client *c)
+void client_go_hungry(struct worker *w, struct client *c)
 {
 	if (c->hungry)
 		return;
@@ -390,13 +446,17 @@ static void pump(struct worker *w, struct client *c)
 
 	if (s->state != SESSION_CLOSED &&
 	    (c->in.first != NULL || s->line_ready) && is_short(w)) {
-		go_hungry(w, c);
+		client_go_hungry(w, c);
 		return;
 	}
 
+	hold_go_on(w, c);
 	while (s->state != SESSION_CLOSED && !c->starved && session_wants(s) &&
 	       has_room(w, c)) {
-		struct session_event ev = { .kind = SESSION_IN_OCTETS };
+		struct session_event ev = {
+			.kind = SESSION_IN_OCTETS,
+			.room = hold_client_room(w, c),
+		};
 
 		if (c->in.first != NULL) {
 			ev.data = (const char *)c->in.first->data;
@@ -482,6 +542,9 @@ static void set_timer(struct worker *w, struct client *c)
 
 		if (end_ms < at_ms)
 			at_ms = end_ms;
+		end_ms = room_wait_ends(w, c);
+		if (end_ms < at_ms)
+			at_ms = end_ms;
 	}
 	timer_set(&w->wheel, &c->work.timer, at_ms);
 }
@@ -551,10 +614,8 @@ static void settle(struct worker *w, struct client *c)
 		kill_for(w, c, STATS_CLOSE_NO_BUFFERS);
 	if (c->server != NULL)
 		server_speak_up(w, c->server);
-	if (c->session.state != SESSION_BINDING && c->waits_for != NULL) {
-		c->waits_for->heir = NULL;
-		c->waits_for = NULL;
-	}
+	if (!session_is_binding(&c->session))
+		room_give_up(w, c);
 	if (c->socket != 0 && !c->ending) {
 		speak_up(w, c);
 		close_if_done(w, c);
@@ -645,8 +706,12 @@ static bool farm_is_out(struct worker *w, enum balancer_verdict *why)
 {
 	int64_t since_ms = w->now_ms;
 
-	return !balancer_available(w->weir->farm, w->now_ms, why, &since_ms) &&
-	       w->now_ms - since_ms >= w->config->farm.unavailable_after_ms;
+	if (balancer_available(w->weir->farm, w->now_ms, why, &since_ms))
+		return false;
+	/* Full is what the waiting room is for. */
+	if (*why == BALANCER_ALL_FULL && w->config->room.size > 0)
+		return false;
+	return w->now_ms - since_ms >= w->config->farm.unavailable_after_ms;
 }
 
 static void admit(struct worker *w, struct client *c)
@@ -667,6 +732,14 @@ static void admit(struct worker *w, struct client *c)
 		       "421 4.3.2 No mail server is available, please try "
 		       "again later",
 		       balancer_verdict_name(why), STATS_CLOSE_UNAVAILABLE);
+		return;
+	}
+	if (!w->draining && room_is_closed(w, c)) {
+		stats_add(&w->stats->saturated, 1);
+		refuse(w, c,
+		       "421 4.3.2 Too many sessions wait for a mail server, "
+		       "please try again later",
+		       "room", STATS_CLOSE_SATURATED);
 		return;
 	}
 	stats_add(&w->stats->sessions, 1);
@@ -732,7 +805,7 @@ void client_accepted(struct worker *w, struct work_listener *from,
 	session_init(&c->session, listener, c->lines,
 		     c->lines + SESSION_LINE_MAX, w->now_ms);
 	if (is_short(w))
-		go_hungry(w, c);
+		client_go_hungry(w, c);
 	else
 		admit(w, c);
 }
@@ -825,12 +898,18 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 void client_timer(struct worker *w, struct client *c)
 {
 	const struct session_event timeout = { .kind = SESSION_IN_TIMEOUT };
+	const struct session_event late = { .kind = SESSION_IN_UNBOUND,
+					    .stage = BUSY_STAGE_TCP,
+					    .class = BUSY_BUSY };
 	bool stuck = c->socket != 0 && !c->ending && is_sending(w, c) &&
 		     w->now_ms >= stuck_ms(w, c);
 
 	if (stuck) {
 		kill_for(w, c, STATS_CLOSE_CLIENT_STUCK);
 		settle(w, c);
+	} else if (w->now_ms >= room_wait_ends(w, c)) {
+		room_give_up(w, c);
+		client_tell(w, c, &late);
 	} else if (w->now_ms >= c->session.deadline_ms &&
 		   (c->in.first == NULL ||
 		    !session_defer(&c->session, &w->env))) {

@@ -9,6 +9,18 @@
  * The farm as the configuration says it: at the start, and at a reload.
  */
 
+void weir_set_limits(struct farm *farm, const struct config *config)
+{
+	int64_t max_ms = config->farm.retry_max_ms;
+	const struct limit_policy policy = {
+		.retry_ms = WORK_RETRY_MS < max_ms ? WORK_RETRY_MS : max_ms,
+		.retry_max_ms = max_ms,
+		.start = config->farm.start_sessions,
+	};
+
+	farm_set_limits(farm, &policy, config->farm.observe);
+}
+
 static enum backend_admin admin_of(enum config_backend_state state)
 {
 	switch (state) {
@@ -200,6 +212,8 @@ void worker_reload(struct worker *w, const struct config *config)
 	assert(w->index == 0);
 	(void)pthread_mutex_lock(&w->mutex);
 	admission_configure(w->weir->admission, &config->admission.limits);
+	weir_change_room(w->weir, config);
+	weir_set_limits(w->weir->farm, config);
 	change_farm(w, config);
 	atomic_store_explicit(&w->weir->config, config, memory_order_release);
 	(void)pthread_mutex_unlock(&w->mutex);

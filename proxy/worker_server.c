@@ -1,5 +1,6 @@
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -11,14 +12,14 @@
  * at IO_CLOSED, not before: what the backend counts, we count.
  */
 
-static struct backend *backend_of(struct worker *w, const struct server *v)
+struct backend *server_backend(struct worker *w, const struct server *v)
 {
 	return &w->weir->farm->backends[v->slot.index];
 }
 
 /* ---- the pool ---- */
 
-static struct server *server_new(struct worker *w)
+struct server *server_new(struct worker *w)
 {
 	struct server *v = w->free_servers;
 
@@ -36,29 +37,46 @@ static struct server *server_new(struct worker *w)
 	v->client = NULL;
 	v->next = v->prev = NULL;
 	v->in = v->out = (struct work_queue){ 0 };
-	v->receiving = v->served = v->lingering = false;
-	v->ending = false;
-	v->heir = NULL;
+	v->receiving = v->ending = false;
+	v->lingering = v->kept = v->clearing = false;
+	v->own_name = v->tainted = v->yielding = false;
+	v->served = 0;
 	v->until_ms = INT64_MAX;
 	v->sent_ms = w->now_ms;
 	return v;
 }
 
-static void unlinger(struct server *v)
+void server_free(struct worker *w, struct server *v, bool slot)
 {
-	if (v->next == NULL || v->prev == NULL)
+	work_hush(&v->work);
+	if (slot)
+		balancer_release(w->weir->farm, &v->slot);
+	if (v->yielding) {
+		assert(w->yielding > 0);
+		w->yielding--;
+	}
+	v->next = w->free_servers;
+	w->free_servers = v;
+	assert(w->server_count > 0);
+	w->server_count--;
+}
+
+/* Out of the list of idle ones. */
+static void rouse(struct worker *w, struct server *v)
+{
+	if (!v->lingering && !v->kept)
 		return;
-	assert(v->lingering);
-	v->lingering = false;
+	v->lingering = v->kept = false;
 	v->until_ms = INT64_MAX;
 	v->prev->next = v->next;
 	v->next->prev = v->prev;
 	v->next = v->prev = NULL;
+	atomic_fetch_sub(&w->weir->idle[w->index], 1);
 }
 
-static void detach(struct server *v)
+void server_detach(struct worker *w, struct server *v)
 {
-	unlinger(v);
+	rouse(w, v);
 	if (v->client != NULL) {
 		assert(v->client->server == v);
 		v->client->server = NULL;
@@ -70,7 +88,7 @@ static void end(struct worker *w, struct server *v, bool reset)
 {
 	if (v->ending)
 		return;
-	detach(v);
+	server_detach(w, v);
 	v->ending = true;
 	timer_set(&w->wheel, &v->work.timer, TIMER_NEVER);
 	work_queue_drop(w, &v->in);
@@ -81,7 +99,7 @@ static void end(struct worker *w, struct server *v, bool reset)
 		io_close(w->io, v->socket);
 }
 
-static void set_timer(struct worker *w, struct server *v)
+void server_set_timer(struct worker *w, struct server *v)
 {
 	int64_t at_ms = v->upstream.deadline_ms;
 
@@ -123,8 +141,8 @@ void server_flush(struct worker *w, struct server *v)
 	if (v->ending || v->out.first == NULL)
 		return;
 	work_queue_flush(w, &v->out, v->socket, &octets);
-	backend_count(backend_of(w, v), BACKEND_COUNT_octets_out, octets);
-	set_timer(w, v);
+	backend_count(server_backend(w, v), BACKEND_COUNT_octets_out, octets);
+	server_set_timer(w, v);
 }
 
 /* ---- what was seen, for the balancer ---- */
@@ -171,6 +189,23 @@ static void blame(struct worker *w, struct server *v,
 	c->blamed = *outcome;
 }
 
+/* Who refused it, and where: for the message's own line. */
+static void remember_refusal(struct worker *w, const struct server *v,
+			     const struct balancer_outcome *outcome)
+{
+	struct client *c = v->client;
+	size_t len;
+
+	if (c == NULL)
+		return;
+	c->refused_class = outcome->class;
+	len = strlen(c->refused);
+	(void)snprintf(c->refused + len, sizeof(c->refused) - len, "%s%s:%s:%s",
+		       len > 0 ? "," : "", server_backend(w, v)->name,
+		       busy_stage_name(outcome->stage),
+		       busy_class_name(outcome->class));
+}
+
 /* A refusal that the client need not see is worth a line of its own. */
 static void log_refusal(struct worker *w, const struct server *v,
 			const struct balancer_outcome *outcome,
@@ -195,9 +230,10 @@ static void log_refusal(struct worker *w, const struct server *v,
 	if (c != NULL)
 		log_word(&w->log, "client", c->addr_text);
 	work_log(w, LOG_LEVEL_INFO);
+	remember_refusal(w, v, outcome);
 }
 
-static void log_shortage(struct worker *w, const struct server *v, int error)
+void server_log_shortage(struct worker *w, const struct server *v, int error)
 {
 	work_log_begin(w, "shortage");
 	log_word(&w->log, "backend",
@@ -226,7 +262,7 @@ static bool may_be_size(const struct server *v)
 static struct busy_verdict judge(struct worker *w, struct server *v)
 {
 	const struct smtp_reply_parser *r = &v->upstream.reply;
-	const struct backend *b = backend_of(w, v);
+	const struct backend *b = server_backend(w, v);
 	struct busy_reply reply = {
 		.stage = v->upstream.stage,
 		.ident = BUSY_IDENT_PROXY,
@@ -291,8 +327,7 @@ static enum busy_silence silence_of(enum balancer_failure failure,
 
 static void count_lost(struct backend *b, const struct client *c)
 {
-	if (c->session.state == SESSION_BINDING ||
-	    c->session.state == SESSION_MAIL)
+	if (session_is_binding(&c->session) || c->session.state == SESSION_MAIL)
 		backend_count(b, BACKEND_COUNT_retried_away, 1);
 	else if (c->session.state == SESSION_FINAL)
 		backend_count(b, BACKEND_COUNT_unknown, 1);
@@ -317,8 +352,8 @@ static void give_up(struct worker *w, struct server *v, enum busy_class class,
 		end(w, v, false);
 		return;
 	}
-	count_lost(backend_of(w, v), c);
-	if (c->session.state == SESSION_BINDING)
+	count_lost(server_backend(w, v), c);
+	if (session_is_binding(&c->session))
 		event.kind = SESSION_IN_UNBOUND;
 	if (with_text) {
 		/* The session may take this server's place in the pool. */
@@ -330,6 +365,13 @@ static void give_up(struct worker *w, struct server *v, enum busy_class class,
 	}
 	end(w, v, false);
 	client_tell(w, c, &event);
+}
+
+/* An idle connection, or one that we part from, may be ended. */
+static bool is_nobodys(const struct server *v)
+{
+	return v->lingering || v->kept || v->clearing ||
+	       v->upstream.state == UPSTREAM_QUITTING;
 }
 
 static void failed(struct worker *w, struct server *v,
@@ -344,8 +386,7 @@ static void failed(struct worker *w, struct server *v,
 		.source = v->client != NULL ? v->client->source : 0,
 	};
 
-	/* An idle connection, or one that we part from, may be ended. */
-	if (v->lingering || v->upstream.state == UPSTREAM_QUITTING) {
+	if (is_nobodys(v)) {
 		end(w, v, false);
 		return;
 	}
@@ -360,30 +401,42 @@ static void failed(struct worker *w, struct server *v,
  */
 static void forsake(struct worker *w, struct server *v, int error)
 {
-	if (v->lingering || v->upstream.state == UPSTREAM_QUITTING) {
+	if (is_nobodys(v)) {
 		end(w, v, true);
 		return;
 	}
-	log_shortage(w, v, error);
+	server_log_shortage(w, v, error);
 	give_up(w, v, BUSY_BUSY, upstream_awaits(&v->upstream), false);
 }
 
 /* ---- replies ---- */
 
-static void ready(struct worker *w, struct server *v)
+/* 220: from now on it is a session there, whatever becomes of it. */
+static void greeted(struct worker *w, struct server *v)
 {
-	struct session_event event = {
-		.kind = SESSION_IN_BOUND,
-		.ext = v->upstream.ehlo.ext,
-		.pipelining = (v->upstream.ehlo.ext & SMTP_EXT_PIPELINING) != 0,
+	const struct balancer_outcome outcome = {
+		.failure = BALANCER_REPLIED,
+		.class = BUSY_OK,
+		.stage = BUSY_STAGE_GREET,
+		.source = v->client != NULL ? v->client->source : 0,
+		.greet_ms = w->now_ms - v->begun_ms,
 	};
 
-	note_ok(w, v, BUSY_STAGE_GREET);
-	set_timer(w, v);
-	if (v->client != NULL)
-		client_tell(w, v->client, &event);
-	else
+	note(w, v, &outcome);
+}
+
+static void ready(struct worker *w, struct server *v)
+{
+	struct session_event event;
+
+	note_ok(w, v, BUSY_STAGE_EHLO);
+	server_set_timer(w, v);
+	if (v->client == NULL) {
 		server_quit(w, v);
+		return;
+	}
+	event = bind_event(w, v->client, v, false);
+	client_tell(w, v->client, &event);
 }
 
 static void refused(struct worker *w, struct server *v)
@@ -423,14 +476,20 @@ static void replied(struct worker *w, struct server *v, enum session_in kind)
 		.data = v->upstream.raw,
 		.len = v->upstream.raw_len,
 	};
-	struct backend *b = backend_of(w, v);
+	struct backend *b = server_backend(w, v);
 
-	set_timer(w, v);
-	if (v->lingering) {
+	server_set_timer(w, v);
+	if (v->lingering || v->kept) {
 		/* Nothing was asked: it says goodbye (421), or nonsense. */
 		end(w, v, false);
 		return;
 	}
+	if (v->clearing) {
+		bind_cleared(w, v, kind == SESSION_IN_REPLY ? event.code : 0);
+		return;
+	}
+	if (event.code >= 400)
+		v->tainted = true;
 	if (c == NULL)
 		return;
 	keep_words(c, v);
@@ -453,6 +512,8 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 	case UPSTREAM_MORE:
 		return;
 	case UPSTREAM_SAY:
+		if (u->state == UPSTREAM_EHLO)
+			greeted(w, v);
 		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
 			server_speak_up(w, v);
 		else
@@ -494,57 +555,49 @@ static void feed(struct worker *w, struct server *v)
 	}
 }
 
-/* ---- binding ---- */
+/* ---- connecting ---- */
 
-static bool still_good(struct worker *w, const struct server *v,
-		       const struct client *c)
+/*
+ * What EHLO says: the client's name, as if it were there itself; our own, if
+ * the connection is to serve others after it.
+ */
+static void set_name(struct worker *w, struct server *v, const struct client *c)
 {
-	const struct backend *b = backend_of(w, v);
 	const struct session *s = &c->session;
+	const char *name = s->helo;
+	size_t len = s->helo_len;
 
-	return v->upstream.state == UPSTREAM_READY && v->upstream.due == 0 &&
-	       v->in.first == NULL && strlen(v->name) == s->helo_len &&
-	       memcmp(v->name, s->helo, s->helo_len) == 0 &&
-	       (s->need & ~v->upstream.ehlo.ext) == 0 &&
-	       backend_admin_state(b) == BACKEND_READY &&
-	       health_admits(backend_state(b));
+	v->own_name = atomic_load(&server_backend(w, v)->reuse);
+	if (v->own_name) {
+		name = w->config->weir.hostname;
+		len = strnlen(name, SMTP_DOMAIN_MAX);
+	}
+	memcpy(v->name, name, len);
+	v->name[len] = '\0';
 }
 
-/* Connect to the backend whose slot v has. */
-static int begin(struct worker *w, struct server *v, struct client *c)
+int server_connect(struct worker *w, struct server *v, struct client *c)
 {
-	struct backend *b = backend_of(w, v);
+	struct backend *b = server_backend(w, v);
 	const struct sockaddr *source = NULL;
-	const struct session *s = &c->session;
 	int result;
 
 	if (b->source_len > 0)
 		source = (const struct sockaddr *)&b->source;
-	memcpy(v->name, s->helo, s->helo_len);
-	v->name[s->helo_len] = '\0';
-	upstream_begin(&v->upstream, v->name, s->helo_len, &w->timeouts,
+	set_name(w, v, c);
+	upstream_begin(&v->upstream, v->name, strlen(v->name), &w->timeouts,
 		       w->now_ms);
+	v->begun_ms = w->now_ms;
 	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
 			    &v->work, &v->socket);
 	if (result < 0)
 		return result;
 	stats_add(&w->stats->backend_connects, 1);
-	set_timer(w, v);
+	server_set_timer(w, v);
 	return 0;
 }
 
-static void server_free(struct worker *w, struct server *v)
-{
-	work_hush(&v->work);
-	balancer_release(w->weir->farm, &v->slot);
-	v->next = w->free_servers;
-	w->free_servers = v;
-	assert(w->server_count > 0);
-	w->server_count--;
-}
-
-/* Not even a socket to it could be had: an address that does not fit. */
-static void unreachable(struct worker *w, struct server *v)
+void server_unreachable(struct worker *w, struct server *v)
 {
 	struct busy_verdict verdict = busy_silence(BUSY_SILENCE_REFUSED);
 	const struct balancer_outcome outcome = {
@@ -556,90 +609,7 @@ static void unreachable(struct worker *w, struct server *v)
 
 	note(w, v, &outcome);
 	log_refusal(w, v, &outcome, busy_rule_name(verdict.rule));
-	backend_count(backend_of(w, v), BACKEND_COUNT_retried_away, 1);
-}
-
-/* A slot is free that this client has been waiting for. */
-static bool reclaim(struct worker *w, struct client *c)
-{
-	struct server *v = w->lingering.next;
-
-	while (v != &w->lingering && v->heir != NULL)
-		v = v->next;
-	if (v == &w->lingering)
-		return false;
-	server_quit(w, v);
-	/* It may have given up one slot in this turn, and want the next. */
-	if (c->waits_for != NULL)
-		c->waits_for->heir = NULL;
-	v->heir = c;
-	c->waits_for = v;
-	return true;
-}
-
-static void remember_tried(struct client *c, uint16_t index)
-{
-	if (c->need.tried_count < BALANCER_TRIED_MAX)
-		c->need.tried[c->need.tried_count++] = index;
-}
-
-bool server_bind(struct worker *w, struct client *c,
-		 struct session_event *event)
-{
-	struct backend_change change = { 0 };
-	struct server *v = c->server;
-	enum balancer_verdict verdict;
-
-	*event = (struct session_event){ .kind = SESSION_IN_UNBOUND,
-					 .stage = BUSY_STAGE_TCP,
-					 .class = BUSY_BUSY };
-	if (c->session.message.tries <= 1)
-		c->need.tried_count = 0;
-	c->need.ext = c->session.need;
-	c->need.size = c->session.size_said;
-	if (v != NULL && still_good(w, v, c)) {
-		unlinger(v);
-		set_timer(w, v);
-		memcpy(c->backend, backend_of(w, v)->name, sizeof(c->backend));
-		event->kind = SESSION_IN_BOUND;
-		event->reused = true;
-		event->ext = v->upstream.ehlo.ext;
-		event->pipelining = (v->upstream.ehlo.ext &
-				     SMTP_EXT_PIPELINING) != 0;
-		return false;
-	}
-	if (v != NULL)
-		server_quit(w, v);
-	v = server_new(w);
-	if (v == NULL)
-		return false;
-	verdict = balancer_reserve(w->weir->farm, &c->need, w->now_ms,
-				   io_random(w->io), &v->slot, &change);
-	work_log_change(w, &change);
-	if (verdict != BALANCER_PICKED) {
-		v->next = w->free_servers;
-		w->free_servers = v;
-		w->server_count--;
-		return verdict == BALANCER_ALL_FULL && reclaim(w, c);
-	}
-	v->client = c;
-	c->server = v;
-	remember_tried(c, v->slot.index);
-	memcpy(c->backend, backend_of(w, v)->name, sizeof(c->backend));
-
-	int result = begin(w, v, c);
-
-	if (result == 0)
-		return true;
-	if (work_is_shortage(-result)) {
-		log_shortage(w, v, -result);
-	} else {
-		unreachable(w, v);
-		event->more = true;
-	}
-	detach(v);
-	server_free(w, v);
-	return false;
+	backend_count(server_backend(w, v), BACKEND_COUNT_retried_away, 1);
 }
 
 /* ---- what the session orders ---- */
@@ -656,7 +626,7 @@ bool server_command(struct worker *w, struct server *v, const char *text,
 void server_sent(struct worker *w, struct server *v, enum busy_stage stage)
 {
 	upstream_sent(&v->upstream, stage, w->now_ms);
-	set_timer(w, v);
+	server_set_timer(w, v);
 }
 
 void server_chunk(struct worker *w, struct server *v, bool open)
@@ -664,35 +634,14 @@ void server_chunk(struct worker *w, struct server *v, bool open)
 	if (v->ending || v->upstream.chunk_open == open)
 		return;
 	upstream_chunk(&v->upstream, open, w->now_ms);
-	set_timer(w, v);
-}
-
-void server_keep(struct worker *w, struct server *v)
-{
-	const struct backend *b = backend_of(w, v);
-	int64_t linger_ms = w->config->farm.linger_ms;
-
-	if (linger_ms == 0 || w->draining || v->upstream.due > 0 ||
-	    v->upstream.state != UPSTREAM_READY || v->in.first != NULL ||
-	    backend_admin_state(b) != BACKEND_READY) {
-		server_quit(w, v);
-		return;
-	}
-	v->served = true;
-	v->lingering = true;
-	v->until_ms = w->now_ms + linger_ms;
-	v->next = &w->lingering;
-	v->prev = w->lingering.prev;
-	v->prev->next = v;
-	w->lingering.prev = v;
-	set_timer(w, v);
+	server_set_timer(w, v);
 }
 
 void server_quit(struct worker *w, struct server *v)
 {
 	if (v->ending)
 		return;
-	detach(v);
+	server_detach(w, v);
 	if (v->upstream.state != UPSTREAM_READY) {
 		if (v->upstream.state != UPSTREAM_QUITTING)
 			end(w, v, false);
@@ -705,7 +654,7 @@ void server_quit(struct worker *w, struct server *v)
 		return;
 	}
 	server_speak_up(w, v);
-	set_timer(w, v);
+	server_set_timer(w, v);
 }
 
 void server_reset(struct worker *w, struct server *v)
@@ -715,6 +664,17 @@ void server_reset(struct worker *w, struct server *v)
 
 /* ---- events ---- */
 
+/* One that greets others at once, and not us, is full. */
+static void await_greeting(struct worker *w, struct server *v)
+{
+	int64_t most_ms = w->timeouts.greeting_ms;
+
+	upstream_connected(&v->upstream, w->now_ms);
+	v->upstream.deadline_ms = w->now_ms +
+				  balancer_patience_ms(w->weir->farm, &v->slot,
+						       most_ms);
+}
+
 static void connected(struct worker *w, struct server *v, int result)
 {
 	if (work_is_shortage(-result) || result == -EADDRNOTAVAIL) {
@@ -723,9 +683,9 @@ static void connected(struct worker *w, struct server *v, int result)
 	}
 	switch (-result) {
 	case 0:
-		upstream_connected(&v->upstream, w->now_ms);
+		await_greeting(w, v);
 		arm(w, v);
-		set_timer(w, v);
+		server_set_timer(w, v);
 		return;
 	case ECONNREFUSED:
 		failed(w, v, BALANCER_REFUSED);
@@ -750,22 +710,6 @@ static void stream_ended(struct worker *w, struct server *v, bool reset)
 		failed(w, v, BALANCER_LOST);
 }
 
-static void closed(struct worker *w, struct server *v)
-{
-	struct client *heir = v->heir;
-	struct session_event event;
-
-	assert(v->client == NULL);
-	v->heir = NULL;
-	server_free(w, v);
-	if (heir == NULL)
-		return;
-	heir->waits_for = NULL;
-	if (heir->session.state == SESSION_BINDING && heir->server == NULL &&
-	    !server_bind(w, heir, &event))
-		client_tell(w, heir, &event);
-}
-
 void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 {
 	switch (ev->kind) {
@@ -778,7 +722,7 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 			stream_ended(w, v, ev->result < 0);
 			return;
 		}
-		backend_count(backend_of(w, v), BACKEND_COUNT_octets_in,
+		backend_count(server_backend(w, v), BACKEND_COUNT_octets_in,
 			      (uint64_t)ev->result);
 		work_queue_buf(w, &v->in, ev->buf);
 		feed(w, v);
@@ -795,12 +739,13 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 		v->sent_ms = w->now_ms;
 		upstream_moved(&v->upstream, w->now_ms);
 		server_speak_up(w, v);
-		set_timer(w, v);
+		server_set_timer(w, v);
 		if (v->client != NULL && !v->lingering)
 			client_resume(w, v->client);
 		return;
 	case IO_CLOSED:
-		closed(w, v);
+		assert(v->client == NULL);
+		server_free(w, v, true);
 		return;
 	case IO_ACCEPTED:
 	case IO_WOKEN:
@@ -828,7 +773,7 @@ void server_timer(struct worker *w, struct server *v)
 			    v->sent_ms + w->config->timeouts.backend_send_ms)
 			failed(w, v, BALANCER_STALLED);
 		else
-			set_timer(w, v);
+			server_set_timer(w, v);
 		return;
 	}
 	switch (u->state) {

@@ -43,6 +43,7 @@ static bool make_farm(struct house *h)
 	policy.busy_hold_ms = health->busy_hold_ms;
 	h->weir.farm = make_farm_memory();
 	farm_init(h->weir.farm, &policy);
+	weir_set_limits(h->weir.farm, h->config);
 	h->limits.backends = h->backend_limits;
 	h->limits.backend_count = h->config->backend_count;
 	assert(h->config->backend_count <= WORLD_BACKENDS_MAX);
@@ -144,7 +145,8 @@ bool world_add_weir(struct world *w, const char *config_text, unsigned workers)
 	make_admission(h);
 	if (h->config->backend_count > w->backend_count)
 		w->backend_count = h->config->backend_count;
-	return make_farm(h) && make_workers(h, workers);
+	return make_farm(h) && weir_open_room(&h->weir, h->config) &&
+	       make_workers(h, workers);
 }
 
 bool world_start(struct world *w, uint64_t seed,
@@ -161,6 +163,7 @@ bool world_start(struct world *w, uint64_t seed,
 
 static void house_free(struct house *h)
 {
+	weir_close_room(&h->weir);
 	/*
 	 * A worker that has not ended still has sessions: it is left to the
 	 * end of the process.

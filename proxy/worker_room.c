@@ -1,0 +1,258 @@
+#include <assert.h>
+#include <stdlib.h>
+
+#include "proxy/config.h"
+#include "proxy/work.h"
+
+/*
+ * The waiting room, as workers use it: whoever has freed a slot gives it to
+ * whose turn it is, on whatever worker that is, before its turn ends.
+ */
+
+static struct room_policy policy_of(const struct config_room *config)
+{
+	return (struct room_policy){
+		.size = config->size,
+		.per_source = config->per_source,
+		.reserve_percent = config->reserve_percent,
+		.wait_ms = config->wait_ms,
+		.high_percent = config->high_percent,
+		.low_percent = config->low_percent,
+		.saturated_after_ms = config->saturated_after_ms,
+	};
+}
+
+bool weir_open_room(struct weir *weir, const struct config *config)
+{
+	const struct room_policy policy = policy_of(&config->room);
+	size_t size = (room_size(policy.size) + 63) / 64 * 64;
+	void *memory = aligned_alloc(64, size);
+
+	if (memory == NULL)
+		return false;
+	weir->room = room_init(memory, policy.size, &policy);
+	weir->room_memory = memory;
+	return true;
+}
+
+void weir_close_room(struct weir *weir)
+{
+	if (weir->room != NULL)
+		room_fini(weir->room);
+	weir->room = NULL;
+	free(weir->room_memory);
+	weir->room_memory = NULL;
+}
+
+void weir_change_room(struct weir *weir, const struct config *config)
+{
+	const struct room_policy policy = policy_of(&config->room);
+
+	room_set_policy(weir->room, &policy);
+}
+
+/* ---- a client waits ---- */
+
+int64_t room_wait_ends(const struct worker *w, const struct client *c)
+{
+	if (c->ticket == 0)
+		return INT64_MAX;
+	return c->session.binding_ms + w->config->room.wait_ms;
+}
+
+bool room_wait(struct worker *w, struct client *c)
+{
+	struct room_guest guest = {
+		.source = c->source,
+		.worker = w->index,
+		.who = c,
+		.need = c->need,
+	};
+	int64_t ends_ms = c->session.binding_ms + w->config->room.wait_ms;
+
+	assert(c->ticket == 0);
+	if (w->now_ms >= ends_ms)
+		return false;
+	guest.good = admission_good(w->weir->admission, &c->session.ticket,
+				    w->now_ms);
+	if (room_enter(w->weir->room, &guest, w->now_ms, &c->ticket) !=
+	    ROOM_ENTERED) {
+		c->ticket = 0;
+		return false;
+	}
+	c->ticket_ms = w->now_ms;
+	w->waiters++;
+	if (!c->waited)
+		stats_add(&w->stats->waited, 1);
+	c->waited = true;
+	return true;
+}
+
+static void end_wait(struct worker *w, struct client *c)
+{
+	assert(c->ticket != 0);
+	assert(w->waiters > 0);
+	c->waited_ms += w->now_ms - c->ticket_ms;
+	c->ticket = 0;
+	w->waiters--;
+}
+
+void room_give_up(struct worker *w, struct client *c)
+{
+	struct balancer_slot slot;
+
+	if (c->ticket == 0)
+		return;
+	if (room_leave(w->weir->room, c->ticket, w->now_ms, &slot))
+		balancer_release(w->weir->farm, &slot);
+	end_wait(w, c);
+}
+
+/* ---- and is called ---- */
+
+static void connect_called(struct worker *w)
+{
+	struct balancer_slot slot;
+	struct session_event event;
+	void *who;
+
+	while (room_called(w->weir->room, w->index, &who, &slot)) {
+		struct client *c = who;
+		struct server *gift = c->gift;
+
+		end_wait(w, c);
+		c->gift = NULL;
+		assert(session_is_binding(&c->session));
+		assert(c->server == NULL);
+		if (gift != NULL) {
+			bind_take_kept(w, c, gift);
+			event = bind_event(w, c, gift, true);
+		} else if (bind_slot(w, c, &slot, &event)) {
+			continue;
+		}
+		client_tell(w, c, &event);
+	}
+}
+
+/* A kept connection of ours for a waiter of ours. */
+static bool give_kept(struct worker *w, const struct room_turn *turn)
+{
+	struct client *c = turn->who;
+	struct server *v;
+
+	if (turn->worker != w->index)
+		return false;
+	v = bind_find_kept(w, &turn->need);
+	if (v == NULL)
+		return false;
+	/* Nobody but this thread calls or removes our own waiters' tickets
+	 * without their slots: if one was called meanwhile, it has its own. */
+	if (room_grant(w->weir->room, turn->ticket, &v->slot, w->now_ms))
+		c->gift = v;
+	connect_called(w);
+	return true;
+}
+
+static void call(struct worker *w, const struct room_turn *turn,
+		 const struct balancer_slot *slot)
+{
+	if (!room_grant(w->weir->room, turn->ticket, slot, w->now_ms)) {
+		balancer_release(w->weir->farm, slot);
+		return;
+	}
+	if (turn->worker != w->index)
+		io_wake(w->weir->workers[turn->worker]->io);
+}
+
+/* Give out one slot, if there is one.  False: that was all. */
+static bool serve(struct worker *w, unsigned *skip, bool *full)
+{
+	bool kept = w->kept.next != &w->kept;
+	struct backend_change change = { 0 };
+	struct balancer_slot slot;
+	struct room_turn turn;
+	enum balancer_verdict verdict;
+
+	if (!room_next(w->weir->room, kept ? (int)w->index : -1, *skip, &turn))
+		return false;
+	if (kept && give_kept(w, &turn))
+		return true;
+	verdict = balancer_reserve(w->weir->farm, &turn.need, w->now_ms,
+				   io_random(w->io), &slot, &change);
+	work_log_change(w, &change);
+	switch (verdict) {
+	case BALANCER_PICKED:
+		call(w, &turn, &slot);
+		return true;
+	case BALANCER_ALL_FULL:
+		*full = true;
+		return false;
+	case BALANCER_ALL_TRIED:
+	case BALANCER_ALL_DOWN:
+	case BALANCER_NO_EXTENSION:
+	case BALANCER_EMPTY:
+	case BALANCER_VERDICT_COUNT:
+		break;
+	}
+	/* None fits this one; perhaps the next. */
+	return ++*skip < ROOM_LOOKAHEAD;
+}
+
+/* Idle connections have slots that are wanted now: ours, and others'. */
+static void yield(struct worker *w)
+{
+	struct weir *weir = w->weir;
+
+	while (w->yielding < room_waiting(weir->room) && bind_make_room(w))
+		;
+	for (unsigned i = 0; i < weir->worker_count; i++) {
+		if (i != w->index && weir->workers[i] != NULL &&
+		    atomic_load(&weir->idle[i]) > 0)
+			io_wake(weir->workers[i]->io);
+	}
+}
+
+void room_turn(struct worker *w)
+{
+	struct room *room = w->weir->room;
+	unsigned skip = 0;
+	bool full = false;
+
+	if (room_has_called(room, w->index))
+		connect_called(w);
+	if (room_waiting(room) == 0)
+		return;
+	while (serve(w, &skip, &full))
+		;
+	if (room_has_called(room, w->index))
+		connect_called(w);
+	if (full && room_waiting(room) > 0)
+		yield(w);
+}
+
+int64_t room_due_ms(const struct worker *w)
+{
+	int64_t at_ms;
+
+	if (w->waiters == 0)
+		return INT64_MAX;
+	at_ms = balancer_retry_ms(w->weir->farm, w->now_ms);
+	/* It was asked for in this turn, and in vain. */
+	return at_ms > w->now_ms + TIMER_TICK_MS ? at_ms
+						 : w->now_ms + TIMER_TICK_MS;
+}
+
+bool room_is_closed(struct worker *w, const struct client *c)
+{
+	bool changed = false;
+	bool saturated = room_saturated(w->weir->room, w->now_ms, &changed);
+
+	if (changed) {
+		work_log_begin(w, "room");
+		log_word(&w->log, "state", saturated ? "saturated" : "normal");
+		log_number(&w->log, "waiting", room_waiting(w->weir->room));
+		work_log(w, saturated ? LOG_LEVEL_WARNING : LOG_LEVEL_NOTICE);
+	}
+	return saturated && !admission_good(w->weir->admission,
+					    &c->session.ticket, w->now_ms);
+}
