@@ -108,6 +108,7 @@ NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_histogram := tests/histogram.c
 NEEDS_quantity  := tests/quantity.c
+NEEDS_load_limit := tests/load_limit.c
 NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
                      session_command.c session_hold.c session_reply.c smtp.c \
                      admission.c cidr.c stats.c) balancer/busy.c \

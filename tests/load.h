@@ -15,10 +15,12 @@
 /*
  * weir-load: many SMTP clients in one process and one thread.
  *
- *   load.c          options, arrivals, event loop
+ *   load.c          arrivals, event loop
+ *   load_options.c  the command line
  *   load_session.c  one client: what it says, how it reads, how it ends
  *   load_message.c  the messages, made in advance
  *   load_report.c   progress, tables, JSON
+ *   load_find.h     --find-limit
  *
  * It shares no code with weir: it is the independent witness of its tests.
  */
@@ -79,6 +81,17 @@ struct load_body {
 	char sha_hex[TALLY_HEX_SIZE];
 };
 
+/* --find-limit; `sessions` of the options is the most that it offers. */
+struct load_find_options {
+	bool on;
+	bool ascii;
+	uint64_t sessions;
+	int64_t time_ms;
+	int64_t step_ms;
+	double band_factor;
+	int64_t band_extra_ms;
+};
+
 struct load_options {
 	const char *target_text;
 	struct sockaddr_storage target;
@@ -113,6 +126,7 @@ struct load_options {
 	uint64_t seed;
 	bool per_source;
 	bool quiet;
+	struct load_find_options find;
 };
 
 struct load_refusal {
@@ -176,6 +190,7 @@ struct load {
 	uint64_t open;                 /* without the idle ones */
 	uint64_t idle_open;            /* idle ones */
 	uint64_t idle_started;
+	uint64_t numbered; /* sessions, idle ones too: their ids */
 	struct load_pauses pauses;
 	struct load_source *sources; /* of --per-source; owned, or NULL */
 	bool stopping;               /* nothing new is begun */
@@ -201,8 +216,20 @@ uint64_t load_between(struct load *load, uint64_t low, uint64_t high);
 /* True so many times in a hundred. */
 bool load_chance(struct load *load, double percent);
 
+/* Wait at most so long for events and timers, and serve them all. */
+void load_serve(struct load *load, int64_t wait_us);
+
+/* SIGINT or SIGTERM came; it came again. */
+bool load_told_to_stop(void);
+bool load_told_to_hurry(void);
+
 /* With --pause: a client comes again at due_us, which is the latest yet. */
 void load_pause(struct load *load, int64_t due_us);
+
+/* --- load_options.c --- */
+
+/* Read the command line into what has its defaults.  Exits if it is wrong. */
+void load_options_read(struct load_options *o, int argc, char **argv);
 
 /* --- load_session.c --- */
 
@@ -215,6 +242,9 @@ void load_session_timer(struct load_session *s);
 /* Idle ones say QUIT; the others after the message at hand. */
 void load_session_stop_all(struct load *load);
 void load_session_reap(struct load *load);
+
+/* How many are open that were due before then, idle ones aside. */
+uint64_t load_session_count(const struct load *load, int64_t due_before_us);
 
 /* --- load_message.c --- */
 
@@ -243,6 +273,15 @@ bool load_report_is_failure(enum load_ending ending);
 
 /* Sessions that did not. */
 uint64_t load_report_failed(const struct load_stats *st);
+
+/* A duration in the unit that suits it, 8 columns wide, two blanks before. */
+void load_report_put_time(FILE *out, uint64_t us);
+
+/* What a peer sent, made harmless, also inside a JSON string. */
+void load_report_put_text(FILE *out, const char *text, size_t len);
+
+/* As in the table of endings. */
+const char *load_report_ending_text(enum load_ending ending);
 
 /* As in --abort and in the report. */
 const char *load_report_phase_name(enum load_phase phase);

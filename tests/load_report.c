@@ -53,6 +53,11 @@ const char *load_report_phase_name(enum load_phase phase)
 	return phase_names[phase];
 }
 
+const char *load_report_ending_text(enum load_ending ending)
+{
+	return endings[ending].text;
+}
+
 bool load_report_is_failure(enum load_ending ending)
 {
 	return endings[ending].is_failure;
@@ -135,8 +140,7 @@ void load_report_progress(struct load *load)
 	load->progress_done = st->ended;
 }
 
-/* A duration in the unit that suits it, 8 columns wide. */
-static void put_time(FILE *out, uint64_t us)
+void load_report_put_time(FILE *out, uint64_t us)
 {
 	double ms = (double)us / 1e3;
 
@@ -148,8 +152,7 @@ static void put_time(FILE *out, uint64_t us)
 		fprintf(out, "  %6.2fs", ms / 1e3);
 }
 
-/* What a peer sent, made harmless. */
-static void put_text(FILE *out, const char *text, size_t len)
+void load_report_put_text(FILE *out, const char *text, size_t len)
 {
 	for (size_t i = 0; i < len; i++) {
 		unsigned char c = (unsigned char)text[i];
@@ -175,8 +178,9 @@ static void put_times(const struct load_stats *st, FILE *out)
 			continue;
 		fprintf(out, "%-8s %8llu ", phase_names[p], ull(h->count));
 		for (unsigned i = 0; i < PERCENTS; i++)
-			put_time(out, histogram_percentile(h, percents[i]));
-		put_time(out, h->max);
+			load_report_put_time(
+				out, histogram_percentile(h, percents[i]));
+		load_report_put_time(out, h->max);
 		fputc('\n', out);
 	}
 }
@@ -222,7 +226,7 @@ static void put_endings(const struct load_stats *st, FILE *out)
 
 		fprintf(out, "%10llu  %-8s  ", ull(r->count),
 			phase_names[r->phase]);
-		put_text(out, r->text, r->len);
+		load_report_put_text(out, r->text, r->len);
 		fputc('\n', out);
 	}
 	if (st->refusals_untold > 0)
@@ -284,8 +288,8 @@ static void put_sources(const struct load *load, FILE *out)
 		fprintf(out, "%-15s %9llu %9llu %9llu %13llu ", text,
 			ull(s->ended), ull(s->failed), ull(s->refused),
 			ull(s->acknowledged));
-		put_time(out, mean_us(s));
-		put_time(out, s->longest_us);
+		load_report_put_time(out, mean_us(s));
+		load_report_put_time(out, s->longest_us);
 		fputc('\n', out);
 	}
 	if (count > SOURCES_SHOWN)
@@ -409,7 +413,7 @@ static void json_endings(const struct load_stats *st, FILE *out)
 			"%s{\"phase\": \"%s\", \"count\": %llu, \"text\": \"",
 			i > 0 ? ", " : "", phase_names[r->phase],
 			ull(r->count));
-		put_text(out, r->text, r->len);
+		load_report_put_text(out, r->text, r->len);
 		fputs("\"}", out);
 	}
 	fputc(']', out);

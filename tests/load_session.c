@@ -1048,7 +1048,8 @@ void load_session_start(struct load *load, bool idle, int64_t due_us)
 		err(1, "out of memory");
 	s->load = load;
 	s->idle = idle;
-	s->number = load->stats->started++;
+	s->number = load->numbered++;
+	load->stats->started++;
 	s->due_us = due_us;
 	s->started_us = load->now_us;
 	s->phase = LOAD_CONNECT;
@@ -1092,4 +1093,14 @@ void load_session_stop_all(struct load *load)
 		set_timer(s, load->options.timeout_ms);
 		go_on(s);
 	}
+}
+
+uint64_t load_session_count(const struct load *load, int64_t due_before_us)
+{
+	uint64_t count = 0;
+
+	for (const struct load_session *s = load->sessions; s != NULL;
+	     s = s->next)
+		count += !s->idle && s->due_us < due_before_us;
+	return count;
 }

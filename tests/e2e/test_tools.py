@@ -693,6 +693,128 @@ class Idle(Case):
         self.assertEqual(sink.mta("a")["timeouts"], 20)
 
 
+class FindLimit(Case):
+    """weir-load --find-limit finds what weir-sink hides."""
+
+    def find(self, mta, *options):
+        sink = Sink(self, "name=a" + mta)
+        report, status = load(sink.ports["a"], "--find-limit",
+                              "--step", "200ms", "--band", "20+2s",
+                              *options)
+        if report["sessions"] > 0:  # nothing is lost on the way
+            lib.wait_until(lambda: sink.stats()["stored"] ==
+                           report["acknowledged"], "all that was acknowledged")
+        return report, status, sink
+
+    def test_refusals(self):
+        for busy, text in (("421", "421 4.3.2"), ("eof", "closed")):
+            with self.subTest(busy=busy):
+                report, status, sink = self.find(
+                    f",slots=11,busy={busy},eod-delay=20ms",
+                    "--sources", "9")
+                self.assertEqual(status, 0, report)
+                self.assertEqual(
+                    (report["end"], report["sessions"]), ("found", 11))
+                self.assertEqual(report["no"]["sessions"], 12)
+                self.assertEqual(report["no"]["phase"], "greeting")
+                self.assertTrue(report["no"]["text"].startswith(text), report)
+                self.assertIn("takes 11 sessions at a time",
+                              report["answer"])
+                self.assertIn("; at 12 it ", report["answer"])
+                self.assertGreater(report["messages_per_second"], 0)
+                # a few failures end each step that has any
+                stats = sink.settled("a")
+                self.assertLess(stats["refused"],
+                                16 * len(report["steps"]))
+
+    def test_at_most_twice_the_limit_is_offered(self):
+        report, _, _ = self.find(",slots=11,eod-delay=20ms")
+        offers = [step["sessions"] for step in report["steps"]]
+        self.assertEqual(offers[:5], [1, 2, 4, 8, 16])
+        self.assertLessEqual(max(offers), 22)
+
+    def test_those_that_wait_are_slow(self):
+        report, status, _ = self.find(
+            ",slots=2,busy=queue,eod-delay=50ms", "--band", "2+100ms")
+        self.assertEqual(status, 0, report)
+        self.assertEqual((report["end"], report["no"]["verdict"]),
+                         ("found", "slow"))
+        self.assertGreaterEqual(report["sessions"], 2)
+        self.assertLess(report["sessions"], 32)
+        self.assertIn("it is slow", report["answer"])
+
+    def test_those_that_hang(self):
+        report, _, _ = self.find(",slots=3,busy=silent,eod-delay=20ms",
+                                 "--band", "2+100ms", "--timeout", "1s")
+        self.assertEqual(report["sessions"], 3, report)
+        self.assertEqual(report["no"]["sessions"], 4, report)
+
+    def test_a_server_without_a_limit(self):
+        report, status, _ = self.find(",eod-delay=5ms",
+                                      "--max-sessions", "6")
+        self.assertEqual(status, 0)
+        self.assertEqual((report["end"], report["sessions"], report["no"]),
+                         ("max_sessions", 6, None))
+        self.assertIn("perhaps more", report["answer"])
+
+    def test_a_server_that_takes_nothing(self):
+        report, status, _ = self.find(",mail=450 4.7.1 Greylisted")
+        self.assertEqual(status, 2)
+        self.assertEqual(report["sessions"], 0)
+        self.assertIn("not take even one session: it refuses: 450 4.7.1 "
+                      "Greylisted (at mail)", report["answer"])
+
+    def test_the_time_is_up(self):
+        report, _, _ = self.find(",eod-delay=20ms", "--max-time", "1s")
+        self.assertEqual((report["end"], report["no"]), ("max_time", None))
+        self.assertLess(report["seconds"], 20)
+
+    def test_it_is_told_to_stop(self):
+        sink = Sink(self, "name=a,eod-delay=5ms")
+        with subprocess.Popen(
+                [weir.program("weir-load"), "--find-limit", "--json", "-",
+                 f"127.0.0.1:{sink.ports['a']}"],
+                stdout=subprocess.PIPE, text=True) as child:
+            lib.wait_until(lambda: sink.stats()["stored"] > 0, "mail")
+            child.send_signal(signal.SIGINT)
+            out, _ = child.communicate(timeout=lib.PATIENCE)
+        self.assertEqual(json.loads(out)["end"], "stopped")
+
+    def test_the_plot(self):
+        sink = Sink(self, "name=a,slots=3,eod-delay=20ms")
+        for locale, mark in (("C.UTF-8", "\u2588"), ("C", "#")):
+            with self.subTest(locale=locale):
+                done = subprocess.run(
+                    [weir.program("weir-load"), "--find-limit", "--step",
+                     "200ms", "--band", "20+2s",
+                     f"127.0.0.1:{sink.ports['a']}"],
+                    env={**os.environ, "LC_ALL": locale},
+                    capture_output=True, check=True,
+                    timeout=lib.PATIENCE * 2)
+                text = done.stdout.decode(
+                    "utf-8" if locale == "C.UTF-8" else "ascii")
+                rows = [line for line in text.split("\n") if mark in line]
+                self.assertEqual([int(r.split()[0]) for r in rows],
+                                 [1, 2, 3], text)
+                self.assertLessEqual(max(map(len, rows)), 80)
+                self.assertTrue(text.split("\n")[-2].startswith(
+                    "This address takes 3 sessions at a time ("), text)
+
+    def test_what_does_not_belong_to_it(self):
+        for options in (("--find-limit", "-c", "5"),
+                        ("--find-limit", "--duration", "5s"),
+                        ("--find-limit", "--idle", "5"),
+                        ("--find-limit", "--pause", "5s"),
+                        ("--find-limit", "--band", "0.5"),
+                        ("--max-sessions", "5"), ("--ascii",)):
+            with self.subTest(options=options):
+                done = subprocess.run(
+                    [weir.program("weir-load"), *options, "127.0.0.1:25"],
+                    capture_output=True, check=False, timeout=60)
+                self.assertEqual(done.returncode, 1)
+                self.assertEqual(done.stdout, b"")
+
+
 class Dialogue(unittest.TestCase):
     """The sink obeys RFC 5321 and counts its peers' errors."""
 
