@@ -194,7 +194,7 @@ static const struct advice_backend *find_small(const struct advice_farm *farm,
 	for (unsigned i = 0; i < farm->count; i++) {
 		const struct advice_backend *b = &farm->backends[i];
 
-		if (is_serving(b) && !is_capped(b) &&
+		if (is_serving(b) && !is_capped(b) && !b->alarmed &&
 		    (small == NULL || b->limit < small->limit))
 			small = b;
 	}
@@ -337,9 +337,9 @@ static void judge_picky(const struct advice_farm *farm,
 	assert(line != NULL);
 	add_wait(line, &farm->room);
 	add(line,
-	    " although only %u of %u slots are in use: they need what just "
-	    "the full backends offer (a large SIZE, SMTPUTF8 and so on); "
-	    "\"weirctl show health\" says who offers what.",
+	    " although only %u of %u slots are in use: those backends have "
+	    "refused them before, or do not offer what they need (a large "
+	    "SIZE, SMTPUTF8 and so on: \"weirctl show health\").",
 	    slots->used, slots->all);
 }
 

@@ -145,9 +145,9 @@ static const struct case_of_advice cases[] = {
 	  .backends = { SERVES("a", 10, 10, 0), SERVES("b", 2, 20, 0) },
 	  .room = WAITING(3, 100), .mood = ADVICE_WARN,
 	  .lines = "3 sessions wait (p99 100 ms) although only 12 of 30 slots "
-		   "are in use: they need what just the full backends offer "
-		   "(a large SIZE, SMTPUTF8 and so on); \"weirctl show "
-		   "health\" says who offers what.\n" },
+		   "are in use: those backends have refused them before, or do "
+		   "not offer what they need (a large SIZE, SMTPUTF8 and so "
+		   "on: \"weirctl show health\").\n" },
 
 	{ .about = "just enough",
 	  .backends = { SERVES("a", 20, 20, 0), SERVES("b", 19, 20, 0) },
@@ -176,6 +176,16 @@ static const struct case_of_advice cases[] = {
 	  .lines = "Room to spare: 5 of 30 slots in use.\n"
 		   "mx3 refuses 14 % of the sessions well below its size: not "
 		   "a question of slots; look at its log.\n" },
+	{ .about = "full: who refuses below its size is not to be raised",
+	  .backends = { SERVES("a", 20, 20, 0), SERVES("b", 20, 20, 0),
+			{ .name = "c", .state = "up",
+			  .place = ADVICE_SERVING, .used = 2, .limit = 2,
+			  .measured = true, .alarmed = true } },
+	  .room = WAITING(9, 100), .mood = ADVICE_WARN,
+	  .lines = "All 42 slots that the farm offers are in use and 9 "
+		   "sessions wait (p99 100 ms): add a backend.\n"
+		   "c refuses sessions well below its size: not a question of "
+		   "slots; look at its log.\n" },
 	{ .about = "an alarm of one that is down says nothing new",
 	  .backends = { SERVES("a", 4, 20, 0),
 			{ .name = "b", .state = "down",
