@@ -70,7 +70,8 @@ enum io_kind {
 	IO_SENT,      /* .result is octets of one send that is complete, or
 			 -errno: then all that was queued is gone */
 	IO_CLOSED,    /* the handle is dead */
-	IO_WOKEN,     /* io_wake() was called, once or more often */
+	IO_WOKEN,     /* io_wake() or io_wake_from() was called, once or more
+			 often */
 };
 
 struct io_event {
@@ -128,6 +129,14 @@ uint64_t io_random(struct io *io);
  * function that other threads may call.
  */
 void io_wake(struct io *io);
+
+/*
+ * The same, from the thread that owns `from`: cheaper where the kernel can
+ * (no system call of its own), and as good as io_wake() where it cannot.  It
+ * goes out with the next io_wait(from, ...): who will not wait again uses
+ * io_wake().  `to` stays open until that io_wait() has returned, and one more.
+ */
+void io_wake_from(struct io *from, struct io *to);
 
 /*
  * One whole line of log, without the newline, at a syslog level (0..7,

@@ -43,6 +43,7 @@ const struct ring_tuning ring_standard = {
 	.use_credit = true,
 	.use_bundle = true,
 	.use_no_iowait = true,
+	.use_message = true,
 };
 
 /* --- clocks and chance --- */
@@ -484,6 +485,22 @@ static void prepare_wake(struct io *io)
 	io->in_flight++;
 }
 
+/* Success needs no completion here: the other ring has one. */
+static void prepare_tell(struct io *io)
+{
+	struct io_uring_sqe *sqe = entry(io);
+
+	assert(io->tells_used > 0);
+	struct io *to = io->tells[--io->tells_used];
+	uint64_t name = (uintptr_t)to;
+
+	assert((name & ~RING_HANDLE_MASK) == 0);
+	io_uring_prep_msg_ring(sqe, to->ring.ring_fd, 0,
+			       (uint64_t)RING_TOLD << RING_OP_SHIFT, 0);
+	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
+	sqe->user_data = (uint64_t)RING_TELL << RING_OP_SHIFT | name;
+}
+
 static int enter(struct io *io, unsigned wait, unsigned flags,
 		 const struct __kernel_timespec *timeout)
 {
@@ -527,6 +544,12 @@ static bool has_room(struct io *io)
 	       io->vectors_used < io->tuning.sq_entries;
 }
 
+/* Something waits to become an entry. */
+static bool has_wants(const struct io *io)
+{
+	return io->todo_first != RING_NOBODY || io->tells_used > 0;
+}
+
 /*
  * Make entries of all wants.  What does not fit into the queue is submitted
  * at once; when the kernel takes no more now (-EBUSY: it wants completions
@@ -536,7 +559,7 @@ static int flush(struct io *io)
 {
 	if (!io->held_wake && has_room(io))
 		prepare_wake(io);
-	while (io->todo_first != RING_NOBODY) {
+	while (has_wants(io)) {
 		if (!has_room(io)) {
 			int r = enter(io, 0, 0, NULL);
 
@@ -544,6 +567,10 @@ static int flush(struct io *io)
 				return r;
 			if (!has_room(io))
 				return 0;
+		}
+		if (io->tells_used > 0) {
+			prepare_tell(io);
+			continue;
 		}
 		struct ring_slot *slot = &io->slots[io->todo_first];
 
@@ -664,7 +691,7 @@ int io_wait(struct io *io, int64_t deadline_ms)
 	if (r < 0)
 		return r;
 	bool limited = timeout_of(io, deadline_ms, now, &timeout);
-	bool at_once = has_events(io) || io->todo_first != RING_NOBODY ||
+	bool at_once = has_events(io) || has_wants(io) ||
 		       (limited && timeout.tv_sec == 0 && timeout.tv_nsec == 0);
 	bool overflow = overflown(io);
 
@@ -816,6 +843,7 @@ void io_free(struct io **io)
 
 	if (x == NULL)
 		return;
+	x->freeing = true;
 	for (uint32_t i = 0; i < x->slots_fresh; i++) {
 		if (x->slots[i].fd >= 0 && !x->slots[i].closing)
 			give_up(x, &x->slots[i], false);

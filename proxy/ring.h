@@ -31,8 +31,9 @@
  * that a later liburing does not clash.
  */
 enum {
-	RING_RECVSEND_BUNDLE = 1U << 4, /* sqe->ioprio, Linux 6.10 */
-	RING_ENTER_NO_IOWAIT = 1U << 7, /* io_uring_enter(2), Linux 6.15 */
+	RING_RECVSEND_BUNDLE = 1U << 4,   /* sqe->ioprio, Linux 6.10 */
+	RING_ENTER_NO_IOWAIT = 1U << 7,   /* io_uring_enter(2), Linux 6.15 */
+	RING_FEAT_MIN_TIMEOUT = 1U << 15, /* Linux 6.12 */
 	RING_FEAT_NO_IOWAIT = 1U << 17,
 };
 
@@ -40,12 +41,16 @@ enum {
 	RING_NONE = UINT16_MAX, /* no entry of a buffer ring */
 	RING_SEND_BUFFERS = 16, /* in one sendmsg */
 	RING_REST_MS = 100,     /* a listener out of descriptors */
+	RING_TELLS_MAX = 8,     /* messages to others in one turn */
 };
 
 /* The end of a list of slots. */
 #define RING_NOBODY UINT32_MAX
 
-/* user_data: the request's kind, 8 bits; generation, 24; index, 32. */
+/*
+ * user_data: the request's kind, 8 bits; generation, 24; index, 32.  That of
+ * RING_TELL: the kind, and the address of whom it was for.
+ */
 enum {
 	RING_OP_SHIFT = 56,
 	RING_GENERATION_SHIFT = 32,
@@ -60,6 +65,8 @@ enum ring_op {
 	RING_SEND,
 	RING_CANCEL,
 	RING_WAKE,
+	RING_TELL, /* a message to another ring: only its failure is told */
+	RING_TOLD, /* a message from another ring */
 };
 
 /* What a slot wants of the kernel at the next io_wait(). */
@@ -156,6 +163,7 @@ struct ring_tuning {
 	bool use_credit;              /* receive with optlen, Linux 6.17 */
 	bool use_bundle;
 	bool use_no_iowait;
+	bool use_message; /* io_wake_from() by IORING_OP_MSG_RING */
 };
 
 struct io {
@@ -180,12 +188,15 @@ struct io {
 	uint32_t todo_first, todo_last;
 	uint32_t sockets_max;
 	uint32_t slots_fresh; /* slots[slots_fresh..) were never used */
+	struct io *tells[RING_TELLS_MAX]; /* whom to wake; each once */
+	unsigned tells_used;
 	unsigned vectors_used;
 	unsigned batch_end; /* the CQ's tail when the batch came */
 	unsigned worker;
 	int wake_fd;
 	bool held_wake; /* the kernel has the wake-up's read */
 	bool overflowing;
+	bool freeing; /* others may be gone */
 	atomic_bool woken;
 };
 

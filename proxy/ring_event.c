@@ -233,6 +233,29 @@ void io_wake(struct io *io)
 	assert(r == sizeof(one));
 }
 
+void io_wake_from(struct io *from, struct io *to)
+{
+	for (unsigned i = 0; i < from->tells_used; i++) {
+		if (from->tells[i] == to)
+			return;
+	}
+	if (from == to || !from->tuning.use_message ||
+	    from->tells_used == RING_TELLS_MAX)
+		io_wake(to);
+	else
+		from->tells[from->tells_used++] = to;
+}
+
+/* It could not be told (its queue is full, say): then in the other way. */
+static void on_tell(const struct io *io, const struct io_uring_cqe *cqe)
+{
+	uint64_t name = cqe->user_data & RING_HANDLE_MASK;
+
+	assert(cqe->res < 0);
+	if (!io->freeing)
+		io_wake((struct io *)(uintptr_t)name);
+}
+
 static bool on_wake(struct io *io, int res, struct io_event *event)
 {
 	io->in_flight--;
@@ -252,6 +275,14 @@ static bool complete(struct io *io, const struct io_uring_cqe *cqe,
 
 	if (op == RING_WAKE)
 		return on_wake(io, cqe->res, event);
+	if (op == RING_TELL) {
+		on_tell(io, cqe);
+		return false;
+	}
+	if (op == RING_TOLD) {
+		*event = (struct io_event){ .kind = IO_WOKEN };
+		return true;
+	}
 	struct ring_slot *slot = ring_slot_of(io, cqe->user_data &
 							  RING_HANDLE_MASK);
 	bool any = false;
@@ -276,6 +307,8 @@ static bool complete(struct io *io, const struct io_uring_cqe *cqe,
 		break;
 	case RING_CANCEL: /* what was cancelled tells of itself */
 	case RING_WAKE:
+	case RING_TELL:
+	case RING_TOLD:
 		break;
 	}
 	if (slot->closing && slot->in_flight == 0)

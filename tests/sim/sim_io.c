@@ -442,6 +442,12 @@ void io_wake(struct io *io)
 	io->woken = true;
 }
 
+void io_wake_from(struct io *from, struct io *to)
+{
+	(void)from;
+	io_wake(to);
+}
+
 void io_log(struct io *io, int level, const char *line, size_t len)
 {
 	struct logger *logger = io->logger;

@@ -47,21 +47,21 @@ struct way {
 /* clang-format off */
 static const struct way ways[] = {
 	{ "as in the product",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, true, true, true } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, true, true, true, true } },
 	{ "Linux 6.16: the credit is counted by us",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, true, true } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, true, true, true } },
 	{ "Linux 6.1: no bundles either, iowait counted",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, false, false } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, false, false, false } },
 	{ "credit without bundles",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, true, false, true } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, true, false, true, true } },
 	{ "queues that are always full",
-	  { 4, 16, ALL_GIVEN, UINT_MAX, true, true, true } },
+	  { 4, 16, ALL_GIVEN, UINT_MAX, true, true, true, true } },
 	{ "hardly a buffer with the kernel",
-	  { 64, 256, { 2, 2, 2, 2 }, UINT_MAX, true, true, true } },
+	  { 64, 256, { 2, 2, 2, 2 }, UINT_MAX, true, true, true, true } },
 	{ "sends cut short",
-	  { 64, 256, ALL_GIVEN, 1000, true, true, true } },
+	  { 64, 256, ALL_GIVEN, 1000, true, true, true, false } },
 	{ "all of it at once",
-	  { 4, 16, { 1, 1, 1, 1 }, 777, false, false, false } },
+	  { 4, 16, { 1, 1, 1, 1 }, 777, false, false, false, true } },
 };
 /* clang-format on */
 
@@ -256,6 +256,10 @@ static void the_kernel_does_all_that_is_asked(void **state)
 		assert_true(asked->use_credit || !io->tuning.use_credit);
 		assert_true(asked->use_bundle || !io->tuning.use_bundle);
 		assert_true(asked->use_no_iowait || !io->tuning.use_no_iowait);
+		/* Where messages should work, they do. */
+		assert_int_equal(io->tuning.use_message,
+				 asked->use_message && (io->ring.features &
+							RING_FEAT_MIN_TIMEOUT));
 		close_io(io);
 	}
 }
@@ -1178,6 +1182,158 @@ static void a_wake_up_before_the_wait_is_not_lost(void **state)
 	close_io(io);
 }
 
+/* Two workers, each in its own thread; only the other's wake-up goes on. */
+struct pair {
+	const struct way *way;
+	struct io *ios[2];
+	pthread_barrier_t both;
+	int rounds;
+};
+
+struct half {
+	struct pair *pair;
+	int which;
+	int woken;   /* rounds that came */
+	bool failed; /* an event of another kind, or none in time */
+};
+
+static bool await_woken(struct io *io)
+{
+	int64_t deadline_ms = io_now_ms(io) + PATIENCE_MS;
+	struct io_event event;
+
+	while (!io_next(io, &event)) {
+		if (io_wait(io, deadline_ms) != 0 ||
+		    io_now_ms(io) >= deadline_ms)
+			return false;
+	}
+	return event.kind == IO_WOKEN;
+}
+
+static void *wake_in_turn(void *arg)
+{
+	struct half *half = arg;
+	struct pair *pair = half->pair;
+	char error[IO_ERROR_SIZE];
+	struct io *io = ring_open(&standard_config, &pair->way->tuning, error);
+
+	pair->ios[half->which] = io;
+	half->failed = io == NULL;
+	(void)pthread_barrier_wait(&pair->both);
+	struct io *other = pair->ios[1 - half->which];
+
+	if (io == NULL || other == NULL)
+		return NULL;
+	for (int i = 0; i < pair->rounds && !half->failed; i++) {
+		if (half->which == 0)
+			io_wake_from(io, other);
+		half->failed = !await_woken(io);
+		half->woken += !half->failed;
+		if (half->which == 1)
+			io_wake_from(io, other);
+	}
+	/* What is queued goes out with a wait. */
+	half->failed |= io_wait(io, 0) != 0;
+	(void)pthread_barrier_wait(&pair->both);
+	io_free(&io);
+	return NULL;
+}
+
+static void workers_wake_each_other(void **state)
+{
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		struct pair pair = { .way = &ways[w], .rounds = 2000 };
+		struct half halves[2] = { { &pair, 0, 0, false },
+					  { &pair, 1, 0, false } };
+		pthread_t threads[2];
+
+		print_message("  %s\n", ways[w].about);
+		assert_int_equal(pthread_barrier_init(&pair.both, NULL, 2), 0);
+		for (int i = 0; i < 2; i++)
+			assert_int_equal(pthread_create(&threads[i], NULL,
+							wake_in_turn,
+							&halves[i]),
+					 0);
+		for (int i = 0; i < 2; i++)
+			assert_int_equal(pthread_join(threads[i], NULL), 0);
+		for (int i = 0; i < 2; i++) {
+			assert_false(halves[i].failed);
+			assert_int_equal(halves[i].woken, pair.rounds);
+		}
+		(void)pthread_barrier_destroy(&pair.both);
+	}
+}
+
+/* More workers than one turn has messages for, and each more than once. */
+static void every_worker_is_woken_once_a_turn(void **state)
+{
+	enum { OTHERS = RING_TELLS_MAX + 3 };
+
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		const struct io_config small = { .sockets_max = 4,
+						 .buffers = { 16, 16, 16,
+							      16 } };
+		struct io *io = open_io(&ways[w], &small);
+		struct io *others[OTHERS];
+		char error[IO_ERROR_SIZE];
+		struct io_event event;
+
+		for (int i = 0; i < OTHERS; i++) {
+			others[i] = ring_open(&small, &ways[4].tuning, error);
+			assert_non_null(others[i]);
+		}
+		for (int i = 0; i < 3 * OTHERS; i++) {
+			io_wake_from(io, others[i % OTHERS]);
+			io_wake_from(io, io);
+		}
+		/* No system call for as many as there are messages. */
+		for (int i = 0; i < OTHERS; i++)
+			assert_int_equal(atomic_load(&others[i]->woken),
+					 i >= RING_TELLS_MAX ||
+						 !io->tuning.use_message);
+		assert_int_equal(io_wait(io, 0), 0);
+		for (int i = 0; i < OTHERS; i++) {
+			expect(others[i], IO_WOKEN, 0);
+			assert_false(atomic_load(&others[i]->woken));
+			assert_int_equal(io_wait(others[i], 0), 0);
+			assert_false(io_next(others[i], &event));
+			close_io(others[i]);
+		}
+		expect(io, IO_WOKEN, 0);
+		expect_silence(io);
+		close_io(io);
+	}
+}
+
+static void a_message_that_fails_wakes_in_the_other_way(void **state)
+{
+	struct io *io = open_io(&ways[0], &standard_config);
+	struct io *other = open_io(&ways[0], &standard_config);
+	int ring_fd = other->ring.ring_fd;
+
+	(void)state;
+	/* No ring at all: the kernel refuses it (-EBADFD). */
+	other->ring.ring_fd = other->wake_fd;
+	io_wake_from(io, other);
+	for (int i = 0; i < 5; i++)
+		expect_silence(io);
+	other->ring.ring_fd = ring_fd;
+	expect(other, IO_WOKEN, 0);
+	expect_silence(other);
+
+	/* Who goes wakes nobody any more: the other may have gone before. */
+	if (io->tuning.use_message) {
+		other->ring.ring_fd = other->wake_fd;
+		io_wake_from(io, other);
+		assert_int_equal(io_wait(io, 0), 0);
+		other->ring.ring_fd = ring_fd;
+	}
+	close_io(other);
+	close_io(io);
+}
+
 static void random_numbers_differ(void **state)
 {
 	struct io *a = open_io(&ways[0], &standard_config);
@@ -1515,6 +1671,9 @@ int main(void)
 		cmocka_unit_test(a_wait_ends_at_its_deadline),
 		cmocka_unit_test(other_threads_wake_the_owner),
 		cmocka_unit_test(a_wake_up_before_the_wait_is_not_lost),
+		cmocka_unit_test(workers_wake_each_other),
+		cmocka_unit_test(every_worker_is_woken_once_a_turn),
+		cmocka_unit_test(a_message_that_fails_wakes_in_the_other_way),
 		cmocka_unit_test(random_numbers_differ),
 		cmocka_unit_test(ipv6_is_spoken_and_leaves_ipv4_alone),
 		cmocka_unit_test(two_workers_listen_on_one_port),
