@@ -823,8 +823,15 @@ enum lesson {
 	LESSON_COOL, /* not about slots, but short of resources */
 };
 
-static enum lesson lesson_of_failure(enum balancer_failure failure)
+/*
+ * Silence is a sign of being full only where sessions of ours were greeted;
+ * else of being dead.
+ */
+static enum lesson lesson_of_failure(const struct backend *b,
+				     enum balancer_failure failure)
 {
+	bool dead = b->limit.n == 0;
+
 	switch (failure) {
 	case BALANCER_REFUSED:
 	case BALANCER_RESET:
@@ -832,9 +839,9 @@ static enum lesson lesson_of_failure(enum balancer_failure failure)
 		return LESSON_GONE;
 	case BALANCER_TIMEOUT: /* down, or its backlog is full */
 	case BALANCER_SILENT:
-		return LESSON_BUSY;
+		return dead ? LESSON_GONE : LESSON_BUSY;
 	case BALANCER_CLOSED:
-		return LESSON_MAYBE;
+		return dead ? LESSON_GONE : LESSON_MAYBE;
 	case BALANCER_REPLIED:
 	case BALANCER_LOST:
 	case BALANCER_STALLED:
@@ -850,17 +857,12 @@ static bool is_late(const struct balancer_outcome *o)
 	return o->stage >= BUSY_STAGE_MAIL && o->stage < BUSY_STAGE_IDLE;
 }
 
-/*
- * Silence is a sign of being full only where sessions of ours were greeted;
- * else of being dead.  voters: 0, a vote that does not count; which matters
- * from EHLO on only.
- */
+/* voters: 0, a vote that does not count; which matters from EHLO on only. */
 static enum lesson lesson_of(const struct backend *b,
 			     const struct balancer_outcome *o, unsigned voters)
 {
 	if (o->failure != BALANCER_REPLIED)
-		return b->limit.n > 0 ? lesson_of_failure(o->failure)
-				      : LESSON_NONE;
+		return lesson_of_failure(b, o->failure);
 	if (o->stage > BUSY_STAGE_GREET && voters == 0)
 		return LESSON_NONE;
 	switch (o->class) {
