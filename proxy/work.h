@@ -98,10 +98,13 @@ struct client {
 	struct client *next, *prev; /* in worker.clients or .free_clients */
 	struct client *next_hungry; /* in worker.hungry */
 	bool hungry;                /* waits there for buffers to be free */
-	bool admitted;              /* or refused: the session knows */
-	struct work_queue in;       /* received, not yet consumed */
-	struct work_queue out;      /* to be sent */
-	bool receiving;             /* an io_recv() stands */
+	/* In worker.holders: has a slot that it may have to give back. */
+	struct client *next_holder, *prev_holder;
+	int64_t park_ms;       /* its place there */
+	bool admitted;         /* or refused: the session knows */
+	struct work_queue in;  /* received, not yet consumed */
+	struct work_queue out; /* to be sent */
+	bool receiving;        /* an io_recv() stands */
 	bool eof, eof_told;
 	bool gone_told; /* reset by the client */
 	bool ending;    /* io_close() or io_abort() was called */
@@ -223,6 +226,12 @@ struct worker {
 	struct server kept;      /* list head, the last used first */
 	unsigned yielding;       /* connections being closed for their slots */
 	unsigned waiters;        /* clients of ours in the waiting room */
+	/*
+	 * List head: sessions that hold a slot while their body comes; whose
+	 * time to part from it comes first, is first.  Timers are too coarse
+	 * for that.
+	 */
+	struct client holders;
 	unsigned server_count;
 
 	struct work_listener listeners[WORK_LISTENERS_MAX];

@@ -128,6 +128,7 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 	w->clients.next = w->clients.prev = &w->clients;
 	w->lingering.next = w->lingering.prev = &w->lingering;
 	w->kept.next = w->kept.prev = &w->kept;
+	w->holders.next_holder = w->holders.prev_holder = &w->holders;
 	w->loud.next_loud = w->loud.prev_loud = &w->loud;
 	if (w->index == 0) {
 		w->probers = table(FARM_BACKENDS_MAX, sizeof(*w->probers),
@@ -494,7 +495,7 @@ static int64_t next_deadline(const struct worker *w)
 		if (due_ms < at_ms)
 			at_ms = due_ms;
 	}
-	if (w->waiters > 0) {
+	if (room_waiting(w->weir->room) > 0) {
 		int64_t due_ms = room_due_ms(w);
 
 		if (due_ms < at_ms)

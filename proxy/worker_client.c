@@ -607,6 +607,28 @@ static void speak_up(struct worker *w, struct client *c)
 	work_speak_up(w, &c->work);
 }
 
+/* Whose slot others may want keeps its place among those, or its new one. */
+static void track_holder(struct worker *w, struct client *c)
+{
+	const struct session *s = &c->session;
+	bool holds = s->holding && s->bound;
+	bool listed = c->next_holder != NULL;
+
+	if (listed && (!holds || c->park_ms != s->deadline_ms)) {
+		c->next_holder->prev_holder = c->prev_holder;
+		c->prev_holder->next_holder = c->next_holder;
+		c->next_holder = c->prev_holder = NULL;
+		listed = false;
+	}
+	if (!holds || listed)
+		return;
+	c->park_ms = s->deadline_ms;
+	c->next_holder = &w->holders;
+	c->prev_holder = w->holders.prev_holder;
+	c->prev_holder->next_holder = c;
+	w->holders.prev_holder = c;
+}
+
 /* After whatever happened: send, receive, wait, or let go. */
 static void settle(struct worker *w, struct client *c)
 {
@@ -616,6 +638,7 @@ static void settle(struct worker *w, struct client *c)
 		server_speak_up(w, c->server);
 	if (!session_is_binding(&c->session))
 		room_give_up(w, c);
+	track_holder(w, c);
 	if (c->socket != 0 && !c->ending) {
 		speak_up(w, c);
 		close_if_done(w, c);

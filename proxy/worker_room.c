@@ -212,6 +212,20 @@ static void yield(struct worker *w)
 	}
 }
 
+/* So have those whose body takes its time. */
+static void hurry_holders(struct worker *w)
+{
+	struct client *c = w->holders.next_holder;
+
+	w->env.crowded = true;
+	while (c != &w->holders && c->session.deadline_ms <= w->now_ms) {
+		struct client *next = c->next_holder;
+
+		client_timer(w, c);
+		c = next;
+	}
+}
+
 void room_turn(struct worker *w)
 {
 	struct room *room = w->weir->room;
@@ -226,20 +240,26 @@ void room_turn(struct worker *w)
 		;
 	if (room_has_called(room, w->index))
 		connect_called(w);
-	if (full && room_waiting(room) > 0)
+	if (full && room_waiting(room) > 0) {
 		yield(w);
+		hurry_holders(w);
+	}
 }
 
 int64_t room_due_ms(const struct worker *w)
 {
-	int64_t at_ms;
+	const struct client *c = w->holders.next_holder;
+	int64_t at_ms = INT64_MAX;
 
-	if (w->waiters == 0)
-		return INT64_MAX;
-	at_ms = balancer_retry_ms(w->weir->farm, w->now_ms);
-	/* It was asked for in this turn, and in vain. */
-	return at_ms > w->now_ms + TIMER_TICK_MS ? at_ms
-						 : w->now_ms + TIMER_TICK_MS;
+	if (w->waiters > 0) {
+		at_ms = balancer_retry_ms(w->weir->farm, w->now_ms);
+		/* It was asked for in this turn, and in vain. */
+		if (at_ms < w->now_ms + TIMER_TICK_MS)
+			at_ms = w->now_ms + TIMER_TICK_MS;
+	}
+	if (c != &w->holders && c->session.deadline_ms < at_ms)
+		at_ms = c->session.deadline_ms;
+	return at_ms;
 }
 
 bool room_is_closed(struct worker *w, const struct client *c)
