@@ -86,7 +86,7 @@ $(B)/%.o: %.c
 
 $(B)/weir: $(call obj,$(WEIR))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -luring -linih
-$(B)/weirctl: $(call obj,proxy/ctl.c)
+$(B)/weirctl: $(call obj,$(addprefix proxy/,ctl.c ctl_status.c advice.c))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^
 $(B)/weir-load: $(call obj,$(LOAD))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto -lm

@@ -50,6 +50,10 @@ enum {
 		"each backend: state and why, slots, errors, messages")        \
 	COMMAND(SHOW_HEALTH, "show health", "[csv|json]", 0, 1, false,         \
 		"each backend: probes, the reply they read, what it offers")   \
+	COMMAND(SHOW_LIMITS, "show limits", "[csv|json]", 0, 1, false,         \
+		"each backend: how many sessions it takes, learned from what") \
+	COMMAND(SHOW_ROOM, "show room", "[csv|json]", 0, 1, false,             \
+		"the waiting room: who waits for a slot, how long, the marks") \
 	COMMAND(SHOW_SESSIONS, "show sessions", "[csv|json]", 0, 1, false,     \
 		"each client's session, 2000 at most")                         \
 	COMMAND(SHOW_SOURCES, "show sources", "[csv|json]", 0, 1, false,       \

@@ -7,7 +7,7 @@
 #include "proxy/work.h"
 
 /*
- * What worker_control.c and worker_show.c share; nobody else includes it.
+ * What worker_control.c and worker_show*.c share; nobody else includes it.
  *
  * All memory is had at the start, and touched only when it is used: however
  * many operators come and whatever they ask, weir does not grow beyond it.
@@ -61,6 +61,11 @@ static inline struct control *control_of(const struct worker *w)
 {
 	return (struct control *)(void *)w->operators;
 }
+
+/* ---- worker_show_slots.c ---- */
+
+void show_limits(struct worker *w, struct report *r);
+void show_room(struct worker *w, struct report *r);
 
 /* ---- worker_show.c ---- */
 

@@ -492,6 +492,8 @@ static void perform(struct worker *w, const struct control_order *order,
 	case CONTROL_SHOW_STAT:
 	case CONTROL_SHOW_BACKENDS:
 	case CONTROL_SHOW_HEALTH:
+	case CONTROL_SHOW_LIMITS:
+	case CONTROL_SHOW_ROOM:
 	case CONTROL_SHOW_SESSIONS:
 	case CONTROL_SHOW_SOURCES:
 	case CONTROL_SHOW_BANS:

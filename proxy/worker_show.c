@@ -121,6 +121,7 @@ static void info_state(struct worker *w, struct report *r)
 	report_key_number(r, "uptime_s", up_ms > 0 ? up_ms / 1000 : 0);
 	report_key_number(r, "workers", w->weir->worker_count);
 	report_key_word(r, "stressed", w->stressed ? "yes" : "no");
+	report_key_word(r, "busy", w->config->farm.observe ? "observe" : "act");
 	report_key_number(r, "sessions_now",
 			  admission_sessions(w->weir->admission));
 	report_key_number(r, "sessions_max",
@@ -557,6 +558,8 @@ static void show_stat(struct worker *w, struct report *r)
 			stat_server(w, r, b, &row, &sum);
 	}
 	set_word(&sum, STAT_status, sum.numbers[STAT_act] > 0 ? "UP" : "DOWN");
+	if (w->weir->room != NULL)
+		set(&sum, STAT_qcur, room_waiting(w->weir->room));
 	put_stat(r, &sum);
 }
 
@@ -624,7 +627,7 @@ static void backend_row(struct worker *w, struct report *r, struct backend *b)
 	report_word(r, backend_admin_name(backend_admin_state(b)));
 	put_gauge(w, r, b, BACKEND_GAUGE_sessions);
 	put_gauge(w, r, b, BACKEND_GAUGE_sessions_peak);
-	put_gauge(w, r, b, BACKEND_GAUGE_max_sessions);
+	put_gauge(w, r, b, BACKEND_GAUGE_limit);
 	put_gauge(w, r, b, BACKEND_GAUGE_weight);
 	put_permille(
 		r, backend_gauge(b, BACKEND_GAUGE_errors_permille, w->now_ms));
@@ -635,8 +638,14 @@ static void backend_row(struct worker *w, struct report *r, struct backend *b)
 	put_left(r, view.health.until_ms - w->now_ms);
 	report_word(r, health_why_name(view.health.why));
 	report_word(r, health_why_help(view.health.why));
-	for (unsigned i = 0; i < BACKEND_GAUGE_COUNT; i++)
-		put_gauge(w, r, b, (enum backend_gauge)i);
+	for (unsigned i = 0; i < BACKEND_GAUGE_COUNT; i++) {
+		if (i == BACKEND_GAUGE_max_sessions &&
+		    backend_gauge(b, BACKEND_GAUGE_max_sessions, w->now_ms) ==
+			    BACKEND_SESSIONS_MAX)
+			report_none(r); /* auto */
+		else
+			put_gauge(w, r, b, (enum backend_gauge)i);
+	}
 	for (unsigned i = 0; i < BACKEND_COUNTER_COUNT; i++)
 		report_number(r, (int64_t)backend_counter(
 					 b, (enum backend_counter)i));
@@ -809,12 +818,27 @@ static const struct report_column session_columns[] = {
 	{ "backend", REPORT_LEFT, REPORT_ALL },
 	{ "age", REPORT_RIGHT, REPORT_PEOPLE },
 	{ "age_ms", REPORT_RIGHT, REPORT_MACHINE },
+	{ "waits", REPORT_RIGHT, REPORT_PEOPLE },
+	{ "waits_ms", REPORT_RIGHT, REPORT_MACHINE },
+	{ "held", REPORT_RIGHT, REPORT_ALL },
 	{ "octets_in", REPORT_RIGHT, REPORT_ALL },
 	{ "octets_out", REPORT_RIGHT, REPORT_ALL },
 	{ "messages", REPORT_RIGHT, REPORT_ALL },
 	{ "errors", REPORT_RIGHT, REPORT_ALL },
 	{ "helo", REPORT_LEFT, REPORT_ALL },
 };
+
+/* What it does, for people: the states of a session say less. */
+static const char *session_word(const struct client *c)
+{
+	const struct session *s = &c->session;
+
+	if (c->ticket != 0)
+		return "waiting";
+	if (s->state == SESSION_BODY && s->message.parked && !s->bound)
+		return "parked";
+	return session_state_name(s->state);
+}
 
 static void session_row(struct worker *w, struct report *r,
 			const struct worker *owner, const struct client *c)
@@ -831,9 +855,16 @@ static void session_row(struct worker *w, struct report *r,
 	report_word(r, text);
 	report_word(r, s->listener->name);
 	report_number(r, owner->index);
-	report_word(r, session_state_name(s->state));
+	report_word(r, session_word(c));
 	report_word(r, c->backend);
 	put_age_and_ms(r, w->now_ms - s->opened_ms);
+	if (c->ticket != 0) {
+		put_age_and_ms(r, w->now_ms - c->ticket_ms);
+	} else {
+		report_none(r);
+		report_none(r);
+	}
+	report_number(r, (int64_t)(c->body.len + c->envelope.len));
 	report_number(r, (int64_t)c->octets_in);
 	report_number(r, (int64_t)c->octets_out);
 	report_number(r, s->messages);
@@ -968,6 +999,8 @@ void control_show(struct worker *w, enum control_verb verb, struct report *r)
 		[CONTROL_SHOW_STAT] = show_stat,
 		[CONTROL_SHOW_BACKENDS] = show_backends,
 		[CONTROL_SHOW_HEALTH] = show_health,
+		[CONTROL_SHOW_LIMITS] = show_limits,
+		[CONTROL_SHOW_ROOM] = show_room,
 		[CONTROL_SHOW_SESSIONS] = show_sessions,
 		[CONTROL_SHOW_SOURCES] = show_sources,
 		[CONTROL_SHOW_BANS] = show_bans,

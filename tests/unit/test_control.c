@@ -39,6 +39,8 @@ static void a_line_becomes_an_order(void **state)
 		{ "show stat csv", CONTROL_SHOW_STAT, "a format" },
 		{ "show backends json", CONTROL_SHOW_BACKENDS, "a format" },
 		{ "show health", CONTROL_SHOW_HEALTH, "" },
+		{ "show limits", CONTROL_SHOW_LIMITS, "" },
+		{ "show room", CONTROL_SHOW_ROOM, "" },
 		{ "show sessions", CONTROL_SHOW_SESSIONS, "" },
 		{ "show sources", CONTROL_SHOW_SOURCES, "" },
 		{ "show bans", CONTROL_SHOW_BANS, "" },
