@@ -161,7 +161,7 @@ static void call(struct worker *w, const struct room_turn *turn,
 		return;
 	}
 	if (turn->worker != w->index)
-		io_wake(w->weir->workers[turn->worker]->io);
+		io_wake_from(w->io, w->weir->workers[turn->worker]->io);
 }
 
 /* Give out one slot, if there is one.  False: that was all. */
@@ -208,7 +208,7 @@ static void yield(struct worker *w)
 	for (unsigned i = 0; i < weir->worker_count; i++) {
 		if (i != w->index && weir->workers[i] != NULL &&
 		    atomic_load(&weir->idle[i]) > 0)
-			io_wake(weir->workers[i]->io);
+			io_wake_from(w->io, weir->workers[i]->io);
 	}
 }
 
