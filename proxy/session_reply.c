@@ -644,7 +644,8 @@ static bool is_in_step(const struct session *s, const struct session_event *ev)
 		       ev->stage == BUSY_STAGE_DATA;
 	if (last)
 		return ev->stage == to_last;
-	return ev->stage == BUSY_STAGE_RCPT || ev->stage == BUSY_STAGE_DATA;
+	return ev->stage == BUSY_STAGE_RCPT ||
+	       (ev->stage == BUSY_STAGE_DATA && s->message.chunked);
 }
 
 void session_replied(struct session *s, const struct session_env *env,

@@ -439,7 +439,20 @@ static void on_act(const struct session_act *act,
 	put("; ");
 }
 
-/* What is true between any two steps. */
+/* What is true of it between any two steps. */
+static void check_held(void)
+{
+	const struct session *s = &w->s;
+
+	assert_true(!s->holding || s->state == SESSION_BODY);
+	assert_true(!s->whole || s->state == SESSION_HANDOVER ||
+		    s->state == SESSION_FINAL);
+	assert_true(w->listener.slot == CONFIG_SLOT_BODY || w->held_len == 0);
+	if (s->holding || s->state == SESSION_HANDOVER)
+		assert_int_equal(w->held_len, s->body.octets);
+}
+
+/* And of all else. */
 static void check_rest(void)
 {
 	const struct session *s = &w->s;
@@ -467,12 +480,7 @@ static void check_rest(void)
 	assert_int_equal(session_is_binding(s),
 			 s->state == SESSION_BINDING ||
 				 (s->state == SESSION_HANDOVER && !w->bound));
-	assert_true(!s->holding || s->state == SESSION_BODY);
-	assert_true(!s->whole || s->state == SESSION_HANDOVER ||
-		    s->state == SESSION_FINAL);
-	assert_true(w->listener.slot == CONFIG_SLOT_BODY || w->held_len == 0);
-	if (s->holding || s->state == SESSION_HANDOVER)
-		assert_int_equal(w->held_len, s->body.octets);
+	check_held();
 	switch (s->state) {
 	case SESSION_COMMAND:
 		/* Somebody's time runs: the client's or the backend's. */
@@ -1014,42 +1022,24 @@ static unsigned roll(unsigned sides)
 	return (unsigned)(dice >> 33) % sides;
 }
 
-/* The next reply to REPLAY, or to DATA alone. */
-static void replay_reply(struct session_event *ev)
+/* What a backend that knows its trade would say now. */
+static struct session_event sensible_reply(void)
 {
-	if (w->s.due == 1) {
-		*ev = any_reply(1);
-		ev->stage = BUSY_STAGE_DATA;
-	} else if (w->s.due == 1 + w->s.message.rcpts_ok + 1) {
-		ev->stage = BUSY_STAGE_MAIL;
-	}
-}
+	const struct session *s = &w->s;
+	bool data = s->due == 1 && (s->state == SESSION_HANDOVER ||
+				    (s->state == SESSION_DATA && !s->own_data));
+	bool busy = s->state == SESSION_FINAL && roll(4) == 0;
+	struct session_event ev = any_reply(data ? 1 : busy ? 3 : 0);
 
-static bool data_is_due(void)
-{
-	return w->s.state == SESSION_DATA && w->s.due == 1 && !w->s.own_data;
-}
-
-/* What a backend that knows its trade would say now, and then some. */
-static void random_reply(void)
-{
-	struct session_event ev = any_reply(roll(REPLIES));
-
-	if (roll(4) != 0) {
-		ev = any_reply(0);
-		ev.stage = BUSY_STAGE_RCPT;
-		if (w->s.state == SESSION_MAIL)
-			ev.stage = BUSY_STAGE_MAIL;
-		else if (w->s.state == SESSION_FINAL && w->s.due == 1)
-			ev.stage = BUSY_STAGE_EOD;
-		else if (data_is_due())
-			ev = any_reply(1);
-		if (data_is_due())
-			ev.stage = BUSY_STAGE_DATA;
-		if (w->s.state == SESSION_HANDOVER)
-			replay_reply(&ev);
-	}
-	model_tell(&ev);
+	ev.stage = BUSY_STAGE_RCPT;
+	if (s->state == SESSION_MAIL || (s->state == SESSION_HANDOVER &&
+					 s->due == 1 + s->message.rcpts_ok + 1))
+		ev.stage = BUSY_STAGE_MAIL;
+	else if (s->state == SESSION_FINAL && s->due == 1)
+		ev.stage = BUSY_STAGE_EOD;
+	else if (data)
+		ev.stage = BUSY_STAGE_DATA;
+	return ev;
 }
 
 /* What a client that means well would say next. */
@@ -1069,7 +1059,9 @@ static void random_sense(void)
 			model_feed("DATA\r\n", 6);
 		return;
 	case SESSION_BODY:
-		if (roll(3) == 0)
+		if (w->s.holding && roll(3) == 0)
+			pass(1000);
+		else if (roll(3) == 0)
 			model_feed("x\r\n", 3);
 		else
 			model_feed("x\r\n.\r\n", 6);
@@ -1093,6 +1085,7 @@ static void random_walk(void)
 {
 	for (unsigned i = 0; i < 400 && w->s.state != SESSION_CLOSED; i++) {
 		unsigned n = roll(WORDS);
+		struct session_event ev;
 
 		if (session_is_binding(&w->s) && roll(2) == 0) {
 			model_tell(&(struct session_event){
@@ -1102,7 +1095,9 @@ static void random_walk(void)
 				.trace_len = roll(3) == 0 ? 50 : 0,
 				.reused = roll(3) == 0 });
 		} else if (w->s.due > 0 && roll(2) == 0) {
-			random_reply();
+			ev = roll(4) ? sensible_reply()
+				     : any_reply(roll(REPLIES));
+			model_tell(&ev);
 		} else if (w->first == w->count && roll(8) != 0) {
 			random_sense();
 		} else if (words[n].kind == CLIENT && roll(2) == 0) {

@@ -401,9 +401,17 @@ static size_t unescape(const char *from, size_t len, char *to)
 }
 
 static const struct talk in_data = TALK("", TO_DATA);
+static const struct talk in_hold = TALK_WITH("", HOW(.hold = true), TO_RCPT,
+					     C("DATA\r\n"), STOP);
 
-static void smuggle(const char *id, const char *octets, size_t len, bool ends,
-		    bool refused, long cut)
+struct vector {
+	const char *id;
+	struct move octets;
+	bool ends;    /* a body */
+	bool refused; /* whole */
+};
+
+static void smuggle(const struct talk *place, const struct vector *v, long cut)
 {
 	const struct move last = { .kind = CLIENT,
 				   .text = "\r\n.\r\n",
@@ -411,26 +419,26 @@ static void smuggle(const char *id, const char *octets, size_t len, bool ends,
 	const struct move noop = { .kind = CLIENT,
 				   .text = "NOOP\r\n",
 				   .len = 6 };
-	const struct move vector = { .kind = CLIENT,
-				     .text = octets,
-				     .len = len };
-	const char *heard = "reset; say 550 5.6.11; log EOD ok 550";
+	const struct move go_on = R(DATA, OK, 354);
+	const char *heard = place->knobs.hold
+				    ? "quit; say 550 5.6.11; log EOD ok 550"
+				    : "reset; say 550 5.6.11; log EOD ok 550";
 	size_t said = 0;
 
-	model_open(&in_data);
-	for (const struct move *m = in_data.moves; m->kind != END; m++)
-		model_move(m, CUT_NOWHERE, &(size_t){ 0 });
-	w->name = id;
+	model_go_to(place);
+	w->name = v->id;
 	model_feed("body", 4);
-	model_move(&vector, cut, &said);
-	if (!ends)
+	model_move(&v->octets, cut, &said);
+	if (!v->ends)
 		model_move(&last, cut, &said);
-	if (refused) {
+	if (v->refused) {
 		assert_int_equal(w->ends_sent, 0);
 		model_expect(&(struct move){ .text = heard }, cut);
 		model_move(&noop, cut, &said);
 		model_expect(&(struct move){ .text = "say 250 2.0.0" }, cut);
 	} else {
+		if (place->knobs.hold)
+			model_move(&go_on, cut, &said);
 		assert_int_equal(w->ends_sent, 1);
 		assert_int_equal(w->s.state, SESSION_FINAL);
 	}
@@ -456,16 +464,76 @@ static void smuggling_vectors_reach_no_backend_as_a_message(void **state)
 			continue;
 		len = unescape(bytes + 1, (size_t)(must - bytes - 1), octets);
 		row[3] = '\0';
+
+		const struct vector v = {
+			.id = row,
+			.octets = { .kind = CLIENT,
+				    .text = octets,
+				    .len = len },
+			.ends = strncmp(must + 1, "end", 3) == 0,
+			.refused = strstr(must, "refuse the message") != NULL,
+		};
+
 		for (long cut = CUT_EVERYWHERE; cut < (long)len + 5; cut++) {
-			smuggle(row, octets, len,
-				strncmp(must + 1, "end", 3) == 0,
-				strstr(must, "refuse the message") != NULL,
-				cut);
+			smuggle(&in_data, &v, cut);
+			smuggle(&in_hold, &v, cut);
 		}
 		rows++;
 	}
 	assert_int_equal(fclose(file), 0);
 	assert_int_equal(rows, 22);
+}
+
+/* ---- the trace field ---- */
+
+#define TO_TRACED                                                              \
+	HELLO, C("MAIL FROM:<a@b>\r\n"), BOUND_TRACED, R(MAIL, OK, 250),       \
+		C("RCPT TO:<c@d>\r\n"), R(RCPT, OK, 250), STOP
+
+static const struct talk traces[] = {
+	TALK("in front of a body, when it comes", TO_TRACED, C("DATA\r\n"),
+	     R(DATA, OK, 354), X("DATA; relay 354"), C("hi"), X("trace"),
+	     C("\r\n.\r\n"), X("end"), B("hi\r\n.\r\n")),
+	TALK("in the first chunk, which is announced as that much larger",
+	     TO_TRACED, C("bdat 3\r\nabcBDAT 0\r\nBDAT 2 LAST\r\nde"),
+	     X("BDAT 103; trace; BDAT 0; BDAT 2 LAST"), B("abcde"),
+	     R(DATA, OK, 250), R(DATA, OK, 250), R(EOD, OK, 250),
+	     X("relay 250; relay 250; relay 250; keep; log EOD ok 250")),
+	TALK("in the only chunk, which is empty", TO_TRACED,
+	     C("BDAT 0 last\r\n"), X("BDAT 100 LAST; trace"), B(""),
+	     R(EOD, OK, 250), X("relay 250; keep; log EOD ok 250")),
+	TALK("in the first chunk that goes out", TO_MAIL, C("RSET\r\n"), STOP,
+	     C("MAIL FROM:<a@b>\r\n"), BOUND_TRACED, R(MAIL, OK, 250), STOP,
+	     C("RCPT TO:<c@d>\r\nBDAT 1 LAST\r\nx"),
+	     X("RCPT TO:<c@d>; BDAT 101 LAST; trace"), B("x")),
+	TALK_WITH("a chunk too large by itself is still refused",
+		  HOW(.size = 50), TO_TRACED, C("BDAT 50\r\n"),
+		  X("BDAT 150; trace")),
+	TALK("a chunk that no count could hold with it", TO_TRACED,
+	     C("BDAT 18446744073709551600\r\nx"), X(""), OVER,
+	     X("reset; log DATA ok 552; abort client_closed")),
+	TALK("for the backend that has the MAIL, and once", HELLO,
+	     C("MAIL FROM:<a@b>\r\n"), BOUND, R(MAIL, BUSY, 452), BOUND_TRACED,
+	     R(MAIL, OK, 250), C("RCPT TO:<c@d>\r\n"), R(RCPT, OK, 250), STOP,
+	     C("DATA\r\n"), R(DATA, OK, 354), C("x\r\n.\r\n"),
+	     X("DATA; relay 354; trace; end")),
+	TALK("for each message over a kept connection", TO_TRACED,
+	     C("BDAT 1 LAST\r\nx"), R(EOD, OK, 250),
+	     X("BDAT 101 LAST; trace; relay 250; keep; log EOD ok 250"),
+	     C("MAIL FROM:<a@b>\r\n"),
+	     DO_WITH(BOUND, .ext = ALL_EXT, .pipelining = true, .reused = true,
+		     .trace_len = 7),
+	     R(MAIL, OK, 250), C("RCPT TO:<c@d>\r\n"), R(RCPT, OK, 250), STOP,
+	     C("BDAT 1 LAST\r\nx"), X("BDAT 8 LAST; trace"), B("x")),
+	TALK("a body refused at its first octets goes without", TO_TRACED,
+	     C("DATA\r\n"), R(DATA, OK, 354), STOP, C("\n.\r\n"), OVER,
+	     X("reset; log EOD ok 0; abort client_closed"), B("")),
+};
+
+static void the_trace_field_is_sent_once_a_message_and_counted(void **state)
+{
+	(void)state;
+	RUN(traces);
 }
 
 /* ---- failover ---- */
@@ -1348,6 +1416,8 @@ int main(void)
 		cmocka_unit_test(bodies_arrive_whole_or_not_at_all),
 		cmocka_unit_test(
 			smuggling_vectors_reach_no_backend_as_a_message),
+		cmocka_unit_test(
+			the_trace_field_is_sent_once_a_message_and_counted),
 		cmocka_unit_test(failover_is_hidden_and_never_after_a_reply),
 		cmocka_unit_test(lines_behind_mail_are_sent_ahead_and_undone),
 		cmocka_unit_test(
