@@ -14,6 +14,7 @@ enum {
 	SECOND_MS = 1000,
 	MINUTE_MS = 60 * SECOND_MS,
 	HOUR_MS = 60 * MINUTE_MS,
+	HOURS_FROM_MS = 2 * HOUR_MS,
 };
 
 typedef bool advice_test(const struct advice_backend *b);
@@ -50,16 +51,17 @@ size_t advice_time(int64_t ms, char text[ADVICE_TIME_MAX])
 	long long n = ms > 0 ? ms : 0;
 	int len;
 
-	if (n < SECOND_MS)
+	if (n < SECOND_MS) {
 		len = snprintf(text, ADVICE_TIME_MAX, "%lld ms", n);
-	else if (n < MINUTE_MS)
+	} else if (n < MINUTE_MS) {
 		len = snprintf(text, ADVICE_TIME_MAX, "%lld.%lld s",
 			       n / SECOND_MS, n % SECOND_MS / 100);
-	else if (n < 2 * HOUR_MS)
+	} else if (n < HOURS_FROM_MS) {
 		len = snprintf(text, ADVICE_TIME_MAX, "%lld min",
 			       n / MINUTE_MS);
-	else
+	} else {
 		len = snprintf(text, ADVICE_TIME_MAX, "%lld h", n / HOUR_MS);
+	}
 	assert(len > 0);
 	return (size_t)len;
 }
@@ -228,11 +230,12 @@ static void add_remedies(struct advice_line *line,
 		before = ", or ";
 	}
 	add(line, "%sadd a backend", before);
-	if (small != NULL)
+	if (small != NULL) {
 		add(line,
 		    ", or raise the limit of %s, which takes %u session%s "
 		    "while its peers take %u",
 		    small->name, small->limit, plural(small->limit), peers);
+	}
 	add(line, ".");
 }
 
@@ -292,13 +295,14 @@ static void judge_full(const struct advice_farm *farm,
 	struct advice_line *line = new_line(advice, ADVICE_WARN);
 
 	assert(line != NULL);
-	if (slots->used < slots->all)
+	if (slots->used < slots->all) {
 		add(line, "%u of the %u slots that the farm offers are",
 		    slots->used, slots->all);
-	else if (slots->all == 1)
+	} else if (slots->all == 1) {
 		add(line, "The only slot that the farm offers is");
-	else
+	} else {
 		add(line, "All %u slots that the farm offers are", slots->all);
+	}
 	add(line, " in use and ");
 	add_wait(line, room);
 	add_remedies(line, farm);
@@ -439,10 +443,11 @@ void advice_give(const struct advice_farm *farm, struct advice *advice)
 		return;
 	struct advice_line *line = new_line(advice, ADVICE_WARN);
 
-	if (line != NULL)
+	if (line != NULL) {
 		add(line, "weir only observes ([farm] busy = observe): limits "
 			  "are learned and not kept, busy replies reach "
 			  "clients.");
+	}
 }
 
 /* --- bars --- */

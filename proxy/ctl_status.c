@@ -634,17 +634,18 @@ static void hint_resting(struct status *s, const struct advice_backend *b,
 {
 	if (strcmp(b->state, "busy") != 0)
 		return;
-	if (strcmp(row->why, "resources") == 0)
+	if (strcmp(row->why, "resources") == 0) {
 		hint(s,
 		     "%s is short of disk or memory for mail: look at its "
 		     "spool and its queue; new messages go elsewhere "
 		     "meanwhile",
 		     b->name);
-	else
+	} else {
 		hint(s,
 		     "%s is busy with no session of weir's: others use its "
 		     "slots, or it refuses weir's address",
 		     b->name);
+	}
 }
 
 static void hint_backend(struct status *s, unsigned at)
@@ -654,11 +655,12 @@ static void hint_backend(struct status *s, unsigned at)
 
 	switch (b->place) {
 	case ADVICE_ASIDE:
-		if (b->used == 0)
+		if (b->used == 0) {
 			hint(s,
 			     "%s is in %s and has no sessions: it can be "
 			     "stopped",
 			     b->name, state);
+		}
 		return;
 	case ADVICE_RESTING:
 		hint_resting(s, b, &s->rows[at]);
@@ -668,21 +670,24 @@ static void hint_backend(struct status *s, unsigned at)
 	case ADVICE_FAILING:
 		break;
 	}
-	if (strcmp(state, "misconf") == 0)
+	if (strcmp(state, "misconf") == 0) {
 		hint(s,
 		     "%s refuses weir itself: \"weirctl show health\" has its "
 		     "reply; it must trust weir's address",
 		     b->name);
-	if (strcmp(state, "down") == 0)
+	}
+	if (strcmp(state, "down") == 0) {
 		hint(s,
 		     "%s fails its probes: \"weirctl show health\" says at "
 		     "which step",
 		     b->name);
-	if (strcmp(state, "ejected") == 0)
+	}
+	if (strcmp(state, "ejected") == 0) {
 		hint(s,
 		     "%s broke live sessions and rests; it is tried again by "
 		     "itself",
 		     b->name);
+	}
 }
 
 static void hint_all(struct status *s)
@@ -694,21 +699,24 @@ static void hint_all(struct status *s)
 			"are shorter until that is over");
 	if (strcmp(s->state, "running") != 0)
 		hint(s, "weir is shutting down: it takes no new sessions");
-	if (s->info.messages_unknown > 0)
+	if (s->info.messages_unknown > 0) {
 		hint(s,
 		     "%llu messages got no final reply from a backend; their "
 		     "senders will try again (result=unknown in the log)",
 		     (unsigned long long)s->info.messages_unknown);
-	if (s->info.log_dropped > 0)
+	}
+	if (s->info.log_dropped > 0) {
 		hint(s,
 		     "%llu log lines were dropped: the log's disk or pipe "
 		     "is too slow",
 		     (unsigned long long)s->info.log_dropped);
-	if (s->info.no_buffers > 0)
+	}
+	if (s->info.no_buffers > 0) {
 		hint(s,
 		     "buffers ran out %llu times: raise small_buffers or "
 		     "big_buffers",
 		     (unsigned long long)s->info.no_buffers);
+	}
 }
 
 static void print_hints(const struct status *s)
