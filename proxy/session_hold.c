@@ -327,3 +327,28 @@ bool session_retry_final(struct session *s, const struct session_env *env,
 	session_seek(s, env, plan, false);
 	return true;
 }
+
+/*
+ * A large body that is held goes out over some time, and the session awaits
+ * its reply meanwhile.  One that comes before the end is the backend's word
+ * all the same, as in state BODY.
+ */
+void session_refused_early(struct session *s, const struct session_env *env,
+			   const struct session_event *ev,
+			   struct session_plan *plan)
+{
+	unsigned code;
+
+	assert(s->state == SESSION_FINAL);
+	session_part(s, plan);
+	session_note_reply(s, ev);
+	code = session_say_note(s, plan);
+	stats_add(&env->stats->messages_refused, 1);
+	session_end_message(s, plan, BUSY_STAGE_EOD, ev->class, code);
+	if (code == 421) {
+		s->state = SESSION_COMMAND;
+		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
+	} else {
+		session_next(s, env, plan);
+	}
+}

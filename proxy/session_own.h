@@ -192,6 +192,11 @@ bool session_retry_final(struct session *s, const struct session_env *env,
 			 const struct session_event *ev,
 			 struct session_plan *plan);
 
+/* It spoke before it can have read the end: a body that is still going out. */
+void session_refused_early(struct session *s, const struct session_env *env,
+			   const struct session_event *ev,
+			   struct session_plan *plan);
+
 /*
  * Act on one command line.  more: octets stand behind it already.  Returns
  * false if it has to wait: for replies that are due, or until the plan is done.

@@ -684,5 +684,9 @@ void session_early(struct session *s, const struct session_env *env,
 		session_note_reply(s, ev);
 		return;
 	}
+	if (s->state == SESSION_FINAL && s->whole && ev->code >= 400) {
+		session_refused_early(s, env, ev, plan);
+		return;
+	}
 	drop(s, env, ev, plan);
 }
