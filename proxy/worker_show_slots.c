@@ -9,6 +9,12 @@
  * who waits for one.
  */
 
+/*
+ * Refusals below its size before people are told: a server that just turns
+ * out to be smaller than was thought gives a few, and then no more.
+ */
+enum { ALARM_REFUSALS = 10 };
+
 /* ---- show limits ---- */
 
 /* clang-format off */
@@ -169,7 +175,8 @@ static void limit_row(struct worker *w, struct report *r, struct backend *b)
 	backend_look(b, &view);
 
 	const struct below below = count_below(l, w->now_ms);
-	bool alarmed = limit_is_alarmed(l, w->now_ms);
+	bool alarmed = limit_is_alarmed(l, w->now_ms) &&
+		       below.refused >= ALARM_REFUSALS;
 	size_t n = control_age_format(w->now_ms - l->last_ms, text);
 
 	report_word(r, b->name);
