@@ -490,15 +490,15 @@ static void prepare_tell(struct io *io)
 {
 	struct io_uring_sqe *sqe = entry(io);
 
-	assert(io->tells_used > 0);
-	struct io *to = io->tells[--io->tells_used];
-	uint64_t name = (uintptr_t)to;
+	assert(io->tells != 0);
+	unsigned peer = (unsigned)__builtin_ctzll(io->tells);
 
-	assert((name & ~RING_HANDLE_MASK) == 0);
-	io_uring_prep_msg_ring(sqe, to->ring.ring_fd, 0,
+	assert(peer < io->peers_used);
+	io->tells &= io->tells - 1;
+	io_uring_prep_msg_ring(sqe, io->peers[peer]->ring.ring_fd, 0,
 			       (uint64_t)RING_TOLD << RING_OP_SHIFT, 0);
 	sqe->flags |= IOSQE_CQE_SKIP_SUCCESS;
-	sqe->user_data = (uint64_t)RING_TELL << RING_OP_SHIFT | name;
+	sqe->user_data = (uint64_t)RING_TELL << RING_OP_SHIFT | peer;
 }
 
 static int enter(struct io *io, unsigned wait, unsigned flags,
@@ -547,7 +547,7 @@ static bool has_room(struct io *io)
 /* Something waits to become an entry. */
 static bool has_wants(const struct io *io)
 {
-	return io->todo_first != RING_NOBODY || io->tells_used > 0;
+	return io->todo_first != RING_NOBODY || io->tells != 0;
 }
 
 /*
@@ -568,7 +568,7 @@ static int flush(struct io *io)
 			if (!has_room(io))
 				return 0;
 		}
-		if (io->tells_used > 0) {
+		if (io->tells != 0) {
 			prepare_tell(io);
 			continue;
 		}

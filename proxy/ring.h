@@ -41,7 +41,7 @@ enum {
 	RING_NONE = UINT16_MAX, /* no entry of a buffer ring */
 	RING_SEND_BUFFERS = 16, /* in one sendmsg */
 	RING_REST_MS = 100,     /* a listener out of descriptors */
-	RING_TELLS_MAX = 8,     /* messages to others in one turn */
+	RING_PEERS_MAX = 64,    /* other rings that get messages */
 };
 
 /* The end of a list of slots. */
@@ -49,7 +49,7 @@ enum {
 
 /*
  * user_data: the request's kind, 8 bits; generation, 24; index, 32.  That of
- * RING_TELL: the kind, and the address of whom it was for.
+ * RING_TELL: the kind, and the peer's index.
  */
 enum {
 	RING_OP_SHIFT = 56,
@@ -188,8 +188,9 @@ struct io {
 	uint32_t todo_first, todo_last;
 	uint32_t sockets_max;
 	uint32_t slots_fresh; /* slots[slots_fresh..) were never used */
-	struct io *tells[RING_TELLS_MAX]; /* whom to wake; each once */
-	unsigned tells_used;
+	struct io *peers[RING_PEERS_MAX]; /* that were ever told */
+	uint64_t tells;                   /* a bit for each to be told now */
+	unsigned peers_used;
 	unsigned vectors_used;
 	unsigned batch_end; /* the CQ's tail when the batch came */
 	unsigned worker;

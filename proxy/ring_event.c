@@ -233,27 +233,40 @@ void io_wake(struct io *io)
 	assert(r == sizeof(one));
 }
 
+/* Its index; RING_PEERS_MAX if there is no place for it. */
+static unsigned peer_of(struct io *io, struct io *peer)
+{
+	for (unsigned i = 0; i < io->peers_used; i++) {
+		if (io->peers[i] == peer)
+			return i;
+	}
+	if (io->peers_used == RING_PEERS_MAX)
+		return RING_PEERS_MAX;
+	io->peers[io->peers_used] = peer;
+	return io->peers_used++;
+}
+
 void io_wake_from(struct io *from, struct io *to)
 {
-	for (unsigned i = 0; i < from->tells_used; i++) {
-		if (from->tells[i] == to)
-			return;
-	}
-	if (from == to || !from->tuning.use_message ||
-	    from->tells_used == RING_TELLS_MAX)
+	unsigned peer = RING_PEERS_MAX;
+
+	if (from != to && from->tuning.use_message)
+		peer = peer_of(from, to);
+	if (peer == RING_PEERS_MAX)
 		io_wake(to);
 	else
-		from->tells[from->tells_used++] = to;
+		from->tells |= UINT64_C(1) << peer;
 }
 
 /* It could not be told (its queue is full, say): then in the other way. */
 static void on_tell(const struct io *io, const struct io_uring_cqe *cqe)
 {
-	uint64_t name = cqe->user_data & RING_HANDLE_MASK;
+	uint64_t peer = cqe->user_data & RING_HANDLE_MASK;
 
 	assert(cqe->res < 0);
+	assert(peer < io->peers_used);
 	if (!io->freeing)
-		io_wake((struct io *)(uintptr_t)name);
+		io_wake(io->peers[peer]);
 }
 
 static bool on_wake(struct io *io, int res, struct io_event *event)
