@@ -18,8 +18,8 @@ enum {
 /* The longest of each, and what stands between them. */
 static_assert(
 	sizeof("Received: from  ([IPv6:])\r\n\tby  with  id ;\r\n\t\r\n") +
-			2 * DOMAIN_MAX + ADDRESS_MAX + WITH_MAX + ID_MAX +
-			DATE_LEN <=
+			DOMAIN_MAX + DOMAIN_MAX + ADDRESS_MAX + WITH_MAX +
+			ID_MAX + DATE_LEN <=
 		TRACE_MAX,
 	"the longest field fits");
 
@@ -198,11 +198,12 @@ static void put_date(struct out *out, int64_t wall_ms)
 
 size_t trace_write(char buf[TRACE_MAX], const struct trace *trace)
 {
-	struct out out = { .buf = buf };
+	struct out out = { 0 };
 
 	assert(strlen(trace->by) <= DOMAIN_MAX);
 	assert(strlen(trace->with) <= WITH_MAX);
 	assert(strlen(trace->id) <= ID_MAX);
+	out.buf = buf;
 
 	put_text(&out, "Received: from ");
 	put_helo(&out, trace);
