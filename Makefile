@@ -119,9 +119,11 @@ NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 NEEDS_health    := health/health.c
 NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c
 NEEDS_limit     := balancer/limit.c
+NEEDS_limit_model := balancer/limit.c
 NEEDS_backend   := balancer/backend.c balancer/limit.c health/health.c
 NEEDS_balancer  := $(NEEDS_backend) balancer/balancer.c health/probe.c \
                    balancer/busy.c proxy/smtp.c
+NEEDS_balancer_slots := $(NEEDS_balancer)
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SIM   := $(wildcard tests/sim/*.c)
@@ -130,6 +132,7 @@ SIM_LDFLAGS := -Wl,--wrap=session_step -Wl,--wrap=balancer_release -Wl,--wrap=io
 LIBS_ring := -luring
 LIBS_config := -linih
 LIBS_histogram := -lm
+LIBS_limit_model := -lm
 LIBS_quantity := -lm
 
 .SECONDEXPANSION:
@@ -216,7 +219,7 @@ PURE_MAY_CALL := memcpy|memmove|memset|memcmp|memchr|memrchr|memmem|strlen|strcm
 PURE_OWN := $(subst $(eval) ,|,$(basename $(notdir $(PURE))))
 purity: $(call obj,$(PURE) proxy/advice.c)
 	@! nm -u $^ | awk 'NF==2 {print $$2}' | sort -u | \
-	  grep -vE '^($(PURE_MAY_CALL)|($(PURE_OWN))_.*|_GLOBAL_OFFSET_TABLE_)$$'
+	  grep -vE '^($(PURE_MAY_CALL)|($(PURE_OWN)|farm)_.*|_GLOBAL_OFFSET_TABLE_)$$'
 	@echo "purity: $(words $(PURE)) objects need nothing of the kernel"
 
 HEADERS := $(wildcard proxy/*.h balancer/*.h health/*.h tests/*.h tests/*/*.h)
