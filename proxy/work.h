@@ -241,6 +241,7 @@ struct worker {
 	int64_t unlisten_ms;     /* draining: when to close them; 0: not yet */
 	int64_t drain_by_ms;     /* when the drain is over at the latest */
 	bool draining, stressed, cut;
+	unsigned retired_seen; /* of weir.retired */
 
 	bool leaving[FARM_BACKENDS_MAX]; /* removed once it is idle */
 	/*
@@ -298,6 +299,9 @@ void work_queue_flush(struct worker *w, struct work_queue *q, io_handle socket,
 /* What this client or server has to say is sent before the turn ends. */
 void work_speak_up(struct worker *w, struct work *work);
 void work_hush(struct work *work);
+
+/* A backend was taken out of service: tell all workers. */
+void work_retired(struct worker *w);
 
 /* Log the line in w->log, ended; if the configuration wants that level. */
 void work_log(struct worker *w, enum log_level level);
@@ -420,6 +424,9 @@ bool bind_make_room(struct worker *w);
 
 /* A message is over, and v in order: keep it, or part from it. */
 void bind_keep(struct worker *w, struct server *v);
+
+/* Backends were taken out of service: part from idle connections to them. */
+void bind_drop_retired(struct worker *w);
 
 /* v has an envelope and no more: clear it and keep it, or part from it. */
 void bind_park(struct worker *w, struct server *v);

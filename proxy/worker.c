@@ -391,6 +391,12 @@ static void wake_others(struct worker *w)
 	}
 }
 
+void work_retired(struct worker *w)
+{
+	atomic_fetch_add(&w->weir->retired, 1);
+	wake_others(w);
+}
+
 /* What changed between turns: configuration, stress, the farm's offer. */
 static void look_around(struct worker *w)
 {
@@ -401,6 +407,10 @@ static void look_around(struct worker *w)
 
 	if (config != w->config)
 		take_config(w, config);
+	if (atomic_load(&w->weir->retired) != w->retired_seen) {
+		w->retired_seen = atomic_load(&w->weir->retired);
+		bind_drop_retired(w);
+	}
 	w->env.offer_ext = offer.ext;
 	w->env.offer_size = offer.size;
 	w->env.stressed = stressed;

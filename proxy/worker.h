@@ -56,6 +56,9 @@ struct weir {
 	/* Of each worker: connections that nobody uses, and whose slots go to
 	 * whoever waits for one. */
 	_Atomic unsigned idle[WEIR_WORKERS_MAX];
+	/* Grows when an operator has taken a backend out of service: then no
+	 * worker keeps idle connections to it. */
+	_Atomic unsigned retired;
 	unsigned worker_count;
 	struct worker *workers[WEIR_WORKERS_MAX]; /* set before any runs */
 	struct stats stats[WEIR_WORKERS_MAX];     /* each worker its own */

@@ -110,6 +110,23 @@ bool bind_make_room(struct worker *w)
 	return true;
 }
 
+static void drop_retired(struct worker *w, struct server *list)
+{
+	struct server *next;
+
+	for (struct server *v = list->next; v != list; v = next) {
+		next = v->next;
+		if (backend_admin_state(server_backend(w, v)) != BACKEND_READY)
+			server_quit(w, v);
+	}
+}
+
+void bind_drop_retired(struct worker *w)
+{
+	drop_retired(w, &w->kept);
+	drop_retired(w, &w->lingering);
+}
+
 struct server *bind_find_kept(struct worker *w,
 			      const struct balancer_need *need)
 {
@@ -219,24 +236,11 @@ static bool still_good(struct worker *w, const struct server *v,
 	       health_admits(backend_state(b));
 }
 
-/* Was it for want of a slot that the backends tried could not be had? */
+/* Was it for want of a slot that the last one tried could not be had? */
 static bool is_crowd(const struct client *c)
 {
-	switch (c->refused_class) {
-	case BUSY_BUSY:
-	case BUSY_MAYBE:
-	case BUSY_CAP:
-		return true;
-	case BUSY_OK:
-	case BUSY_DRAIN:
-	case BUSY_SICK:
-	case BUSY_MISCONF:
-	case BUSY_SESSION:
-	case BUSY_POLICY:
-	case BUSY_CLASSES:
-		break;
-	}
-	return false;
+	return c->refused_class == BUSY_BUSY ||
+	       c->refused_class == BUSY_MAYBE || c->refused_class == BUSY_CAP;
 }
 
 /* A slot now, or why not; who waits already goes first. */
@@ -251,10 +255,9 @@ static enum balancer_verdict reserve(struct worker *w, struct client *c,
 	verdict = balancer_reserve(w->weir->farm, &c->need, w->now_ms,
 				   io_random(w->io), slot, &change);
 	work_log_change(w, &change);
-	if (verdict == BALANCER_ALL_TRIED && is_crowd(c)) {
-		c->need.tried_count = 0;
-		verdict = BALANCER_ALL_FULL;
-	}
+	/* If it was for want of a slot, one may come free. */
+	if (verdict == BALANCER_ALL_TRIED && is_crowd(c))
+		return BALANCER_ALL_FULL;
 	return verdict;
 }
 

@@ -254,6 +254,8 @@ static void set_backend(struct worker *w, const struct control_order *order,
 		/* Ready again: not to be removed once it is idle. */
 		if (order->admin == BACKEND_READY)
 			w->leaving[b->index] = false;
+		else
+			work_retired(w);
 		work_log_change(w, &change);
 		say(reply, "ok: %s is %s", b->name,
 		    backend_admin_name(order->admin));

@@ -166,7 +166,6 @@ void hold_replay(struct worker *w, struct client *c)
 	assert(c->server != NULL);
 	/* An envelope that memory had no room for was never parked. */
 	assert(!c->session.unheld);
-	stats_add(&w->stats->replayed, 1);
 	c->said = (struct hold_place){ 0 };
 	c->replaying = true;
 	if (!server_command(w, c->server, s->mail, s->mail_len,

@@ -150,6 +150,8 @@ static void change_backend(struct worker *w, struct backend *b,
 	backend_set_trace(b, to->identity == CONFIG_IDENTITY_HEADER);
 	backend_set_reuse(b, to->reuse);
 	backend_set_admin(b, admin_of(to->state), &change);
+	if (change.changed)
+		work_retired(w);
 	work_log_change(w, &change);
 }
 
@@ -158,6 +160,7 @@ static void retire_backend(struct worker *w, struct backend *b)
 	struct backend_change change = { 0 };
 
 	backend_set_admin(b, BACKEND_ADMIN_DRAIN, &change);
+	work_retired(w);
 	work_log_change(w, &change);
 	w->leaving[b->index] = true;
 	log_backend(w, b->name, "drained, then removed");

@@ -66,11 +66,13 @@ bool room_wait(struct worker *w, struct client *c)
 		.source = c->source,
 		.worker = w->index,
 		.who = c,
-		.need = c->need,
 	};
 	int64_t ends_ms = c->session.binding_ms + w->config->room.wait_ms;
 
 	assert(c->ticket == 0);
+	/* By its turn, whoever refused it may have room: it may ask again. */
+	c->need.tried_count = 0;
+	guest.need = c->need;
 	if (w->now_ms >= ends_ms)
 		return false;
 	guest.good = admission_good(w->weir->admission, &c->session.ticket,
