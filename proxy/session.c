@@ -34,6 +34,7 @@ void session_init(struct session *s, const struct config_listener *listener,
 	s->mail = mail;
 	s->opened_ms = now_ms;
 	s->waiting_ms = now_ms;
+	s->nimble_ms = INT64_MAX;
 }
 
 /* ---- plans ---- */
@@ -95,8 +96,8 @@ void session_set_body_deadline(struct session *s, const struct session_env *env)
 {
 	int64_t at_ms = s->waiting_ms + env->config->timeouts.data_ms;
 
-	if (s->holding && s->bound && s->park_ms < at_ms)
-		at_ms = s->park_ms;
+	if (s->holding && s->bound && session_slot_ms(s) < at_ms)
+		at_ms = session_slot_ms(s);
 	set_deadline(s, env, at_ms);
 }
 
@@ -619,11 +620,11 @@ static bool session_time_is_up(const struct session *s,
 	return whole_ms > 0 && env->now_ms >= s->opened_ms + whole_ms;
 }
 
-/* The slot is not to be held any longer without a look around. */
+/* The slot is not to be held any longer. */
 static bool park_is_due(const struct session *s, const struct session_env *env)
 {
 	return s->state == SESSION_BODY && s->holding && s->bound &&
-	       env->now_ms >= s->park_ms;
+	       env->now_ms >= session_slot_ms(s);
 }
 
 bool session_defer(struct session *s, const struct session_env *env)
@@ -651,7 +652,7 @@ static void timed_out(struct session *s, const struct session_env *env,
 		return;
 	}
 	if (park_is_due(s, env) && reason == STATS_CLOSE_CLIENT_TIMEOUT) {
-		session_see_about_slot(s, env, plan);
+		session_park(s, env, plan);
 		return;
 	}
 	switch (s->state) {
@@ -754,6 +755,10 @@ void session_step(struct session *s, const struct session_env *env,
 		return;
 	case SESSION_IN_LOST:
 		session_lost(s, env, ev, plan);
+		return;
+	case SESSION_IN_CROWDED:
+		if (env->now_ms >= session_park_ms(s))
+			session_park(s, env, plan);
 		return;
 	case SESSION_IN_DRAIN:
 		drain(s, plan);

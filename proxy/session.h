@@ -86,6 +86,8 @@ enum session_in {
 	SESSION_IN_REPLY,   /* of the backend: .stage .code .class .reply */
 	SESSION_IN_EARLY,   /* one that nothing had asked for; the same */
 	SESSION_IN_LOST,    /* the backend's connection is of no more use */
+	SESSION_IN_CROWDED, /* others wait for a slot: if session_park_ms() has
+			       come, this one is given back */
 	SESSION_IN_DRAIN,   /* weir shuts down */
 };
 
@@ -167,7 +169,6 @@ struct session_env {
 	int64_t now_ms;
 	bool stressed;
 	bool draining;
-	bool crowded; /* sessions wait for a slot */
 };
 
 /* One message's way, for its log line. */
@@ -247,7 +248,7 @@ struct session {
 	int64_t opened_ms;
 	int64_t waiting_ms; /* since when the client's next word is awaited */
 	int64_t binding_ms; /* since when a backend is sought */
-	int64_t park_ms;    /* holding, bound: when to see about the slot */
+	int64_t nimble_ms;  /* the fastest that the client took to go on */
 	struct smtp_body body;
 	struct session_message message;
 	struct admission_ticket ticket; /* the worker opens and closes it */
@@ -288,6 +289,12 @@ bool session_wants(const struct session *s);
  * so in BINDING, and in HANDOVER until a backend is bound.
  */
 bool session_is_binding(const struct session *s);
+
+/*
+ * From when on its slot may be asked back by CROWDED: it is held for a body
+ * that an attentive client would have sent by then.  INT64_MAX: never.
+ */
+int64_t session_park_ms(const struct session *s);
 
 /* End it at once, whatever it is doing.  Not when CLOSED. */
 void session_kill(struct session *s, struct session_plan *plan,

@@ -63,6 +63,7 @@ static void helo(const struct saying *c)
 	size_t n;
 
 	forget(c);
+	session_note_pace(s, c->env);
 	s->helo_len = (uint16_t)c->cmd->arg_len;
 	memcpy(s->helo, c->cmd->arg, c->cmd->arg_len);
 	s->esmtp = c->cmd->verb == SMTP_VERB_EHLO;
@@ -151,6 +152,8 @@ static bool mail(const struct saying *c)
 				     "network, slow down\r\n");
 		return true;
 	}
+	if (s->transactions == 0)
+		session_note_pace(s, c->env);
 	assert(c->len + 2 <= SESSION_MAIL_MAX);
 	memcpy(s->mail, c->text, c->len);
 	memcpy(s->mail + c->len, "\r\n", 2);

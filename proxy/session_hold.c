@@ -16,8 +16,12 @@
  */
 
 enum {
-	/* When those who wait for a slot are looked for, from 354 on. */
-	PARK_CHECK_MS = 100,
+	/*
+	 * While others wait for a slot, a body has two of its client's round
+	 * trips, and this, to come.
+	 */
+	PARK_GRACE_MS = 5,
+	PARK_PATIENCE_MS = 100, /* at most, or if they are not known */
 	/*
 	 * RFC 5321, section 4.5.3.2.6: the client waits ten minutes for its
 	 * final reply.  A backend that is busy so late is the last one.
@@ -50,33 +54,41 @@ static void say_data(struct session *s, struct session_plan *plan)
 
 /* ---- the slot, while the body comes ---- */
 
-static void park(struct session *s, const struct session_env *env,
-		 struct session_plan *plan)
+void session_park(struct session *s, const struct session_env *env,
+		  struct session_plan *plan)
 {
+	assert(s->holding);
 	assert(s->bound);
 	assert(s->due == 0);
 	stats_add(&env->stats->parked, 1);
 	s->message.parked = true;
 	s->bound = false;
 	session_add(plan, SESSION_DO_PARK);
-}
-
-static int64_t sooner(int64_t a_ms, int64_t b_ms)
-{
-	return a_ms < b_ms ? a_ms : b_ms;
-}
-
-void session_see_about_slot(struct session *s, const struct session_env *env,
-			    struct session_plan *plan)
-{
-	int64_t last_ms = s->message.data_ms + s->listener->body_wait_ms;
-
-	assert(s->holding);
-	if (env->crowded || env->now_ms >= last_ms)
-		park(s, env, plan);
-	else
-		s->park_ms = sooner(env->now_ms + PARK_CHECK_MS, last_ms);
 	session_set_body_deadline(s, env);
+}
+
+int64_t session_slot_ms(const struct session *s)
+{
+	return s->message.data_ms + s->listener->body_wait_ms;
+}
+
+void session_note_pace(struct session *s, const struct session_env *env)
+{
+	int64_t ms = env->now_ms - s->waiting_ms;
+
+	if (ms < s->nimble_ms)
+		s->nimble_ms = ms;
+}
+
+int64_t session_park_ms(const struct session *s)
+{
+	int64_t patience_ms = PARK_PATIENCE_MS;
+
+	if (s->state != SESSION_BODY || !s->holding || !s->bound)
+		return INT64_MAX;
+	if (s->nimble_ms < (PARK_PATIENCE_MS - PARK_GRACE_MS) / 2)
+		patience_ms = 2 * s->nimble_ms + PARK_GRACE_MS;
+	return s->message.data_ms + patience_ms;
 }
 
 /* ---- DATA ---- */
@@ -103,12 +115,10 @@ void session_own_data(struct session *s, const struct session_env *env,
 	s->holding = true;
 	s->message.held = true;
 	s->message.data_ms = env->now_ms;
-	s->park_ms = sooner(env->now_ms + PARK_CHECK_MS,
-			    env->now_ms + s->listener->body_wait_ms);
 	smtp_body_begin(&s->body);
-	if (s->listener->body_wait_ms == 0)
-		park(s, env, plan);
 	session_await_body(s, env);
+	if (s->listener->body_wait_ms == 0)
+		session_park(s, env, plan);
 }
 
 /* ---- what is held goes to a backend ---- */

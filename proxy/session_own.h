@@ -160,9 +160,15 @@ bool session_holds(const struct session *s);
 void session_own_data(struct session *s, const struct session_env *env,
 		      struct session_plan *plan);
 
-/* s->park_ms has come: give the slot back, or look again later. */
-void session_see_about_slot(struct session *s, const struct session_env *env,
-			    struct session_plan *plan);
+/* Holding, and bound: give the slot back. */
+void session_park(struct session *s, const struct session_env *env,
+		  struct session_plan *plan);
+
+/* When it is to be given back though nobody wants it: body_wait is over. */
+int64_t session_slot_ms(const struct session *s);
+
+/* A command that could not be sent before the last reply was read has come. */
+void session_note_pace(struct session *s, const struct session_env *env);
 
 /* The last octets of the body are being held; or more than can be came. */
 void session_hold_whole(struct session *s, const struct session_env *env,

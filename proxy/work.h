@@ -68,6 +68,8 @@ enum {
 	WORK_REFUSED_MAX = 96, /* who refused a message before, for the log */
 	/* Kept connections that a message may choose from: the last used. */
 	WORK_KEPT_SCAN = 32,
+	/* Holders of slots that are looked at when one is wanted. */
+	WORK_HOLDERS_SCAN = 32,
 	/* After a refused session above a limit, the first time. */
 	WORK_RETRY_MS = 500,
 };
@@ -100,7 +102,6 @@ struct client {
 	bool hungry;                /* waits there for buffers to be free */
 	/* In worker.holders: has a slot that it may have to give back. */
 	struct client *next_holder, *prev_holder;
-	int64_t park_ms;       /* its place there */
 	bool admitted;         /* or refused: the session knows */
 	struct work_queue in;  /* received, not yet consumed */
 	struct work_queue out; /* to be sent */
@@ -163,7 +164,7 @@ struct server {
 	bool clearing;    /* RSET was said: then it is kept */
 	bool own_name;    /* EHLO said weir's name, not a client's */
 	bool tainted;     /* has said an error: for nobody else */
-	bool yielding;    /* closed so that its slot is free */
+	bool yielding;    /* parted from so that its slot is free */
 	bool ending;      /* io_close() or io_abort() was called */
 	uint32_t served;  /* messages that went over it */
 	int64_t begun_ms; /* the connect */
@@ -224,13 +225,10 @@ struct worker {
 	struct server *free_servers;
 	struct server lingering; /* list head, the longest first */
 	struct server kept;      /* list head, the last used first */
-	unsigned yielding;       /* connections being closed for their slots */
+	unsigned yielding;       /* connections whose slots are on their way */
 	unsigned waiters;        /* clients of ours in the waiting room */
-	/*
-	 * List head: sessions that hold a slot while their body comes; whose
-	 * time to part from it comes first, is first.  Timers are too coarse
-	 * for that.
-	 */
+	/* List head: those that hold a slot while their body comes, the
+	 * longest first. */
 	struct client holders;
 	unsigned server_count;
 

@@ -414,7 +414,6 @@ static void look_around(struct worker *w)
 	w->env.offer_ext = offer.ext;
 	w->env.offer_size = offer.size;
 	w->env.stressed = stressed;
-	w->env.crowded = room_waiting(w->weir->room) > 0;
 	if (stressed != w->stressed) {
 		w->stressed = stressed;
 		if (w->index == 0) {

@@ -92,6 +92,10 @@ void bind_park(struct worker *w, struct server *v)
 void bind_cleared(struct worker *w, struct server *v, unsigned code)
 {
 	v->clearing = false;
+	if (v->yielding) {
+		v->yielding = false;
+		w->yielding--;
+	}
 	if (code / 100 != 2 || w->draining || !is_idle(v) || !keep(w, v))
 		server_quit(w, v);
 }

@@ -607,14 +607,14 @@ static void speak_up(struct worker *w, struct client *c)
 	work_speak_up(w, &c->work);
 }
 
-/* Whose slot others may want keeps its place among those, or its new one. */
+/* Those whose slot others may want are in a list. */
 static void track_holder(struct worker *w, struct client *c)
 {
 	const struct session *s = &c->session;
 	bool holds = s->holding && s->bound;
 	bool listed = c->next_holder != NULL;
 
-	if (listed && (!holds || c->park_ms != s->deadline_ms)) {
+	if (listed && !holds) {
 		c->next_holder->prev_holder = c->prev_holder;
 		c->prev_holder->next_holder = c->next_holder;
 		c->next_holder = c->prev_holder = NULL;
@@ -622,7 +622,6 @@ static void track_holder(struct worker *w, struct client *c)
 	}
 	if (!holds || listed)
 		return;
-	c->park_ms = s->deadline_ms;
 	c->next_holder = &w->holders;
 	c->prev_holder = w->holders.prev_holder;
 	c->prev_holder->next_holder = c;

@@ -155,6 +155,17 @@ static bool give_kept(struct worker *w, const struct room_turn *turn)
 	return true;
 }
 
+static void wake(struct worker *w, unsigned other)
+{
+	struct io *io = w->weir->workers[other]->io;
+
+	/* This turn may be our last: then no message goes out any more. */
+	if (w->draining)
+		io_wake(io);
+	else
+		io_wake_from(w->io, io);
+}
+
 static void call(struct worker *w, const struct room_turn *turn,
 		 const struct balancer_slot *slot)
 {
@@ -163,7 +174,7 @@ static void call(struct worker *w, const struct room_turn *turn,
 		return;
 	}
 	if (turn->worker != w->index)
-		io_wake_from(w->io, w->weir->workers[turn->worker]->io);
+		wake(w, turn->worker);
 }
 
 /* Give out one slot, if there is one.  False: that was all. */
@@ -210,22 +221,59 @@ static void yield(struct worker *w)
 	for (unsigned i = 0; i < weir->worker_count; i++) {
 		if (i != w->index && weir->workers[i] != NULL &&
 		    atomic_load(&weir->idle[i]) > 0)
-			io_wake_from(w->io, weir->workers[i]->io);
+			wake(w, i);
 	}
 }
 
-/* So have those whose body takes its time. */
+/* Ask its slot back; it comes when the backend has said goodbye to us. */
+static void ask_back(struct worker *w, struct client *c)
+{
+	const struct session_event crowded = { .kind = SESSION_IN_CROWDED };
+	struct server *v = c->server;
+
+	assert(v != NULL);
+	client_tell(w, c, &crowded);
+	if (v->client != NULL || v->yielding)
+		return;
+	v->yielding = true;
+	w->yielding++;
+}
+
+/*
+ * So have those whose body takes its time; the oldest first, and no more than
+ * there are waiters.
+ */
 static void hurry_holders(struct worker *w)
 {
+	uint32_t wanted = room_waiting(w->weir->room);
 	struct client *c = w->holders.next_holder;
+	struct client *next;
 
-	w->env.crowded = true;
-	while (c != &w->holders && c->session.deadline_ms <= w->now_ms) {
-		struct client *next = c->next_holder;
-
-		client_timer(w, c);
-		c = next;
+	for (unsigned seen = 0; c != &w->holders && w->yielding < wanted &&
+				seen < WORK_HOLDERS_SCAN;
+	     seen++, c = next) {
+		next = c->next_holder;
+		if (w->now_ms < session_park_ms(&c->session))
+			continue;
+		ask_back(w, c);
+		seen = 0;
 	}
+}
+
+/* When the next of them is to be asked. */
+static int64_t holders_due_ms(const struct worker *w)
+{
+	const struct client *c = w->holders.next_holder;
+	int64_t at_ms = INT64_MAX;
+
+	for (unsigned seen = 0; c != &w->holders && seen < WORK_HOLDERS_SCAN;
+	     seen++, c = c->next_holder) {
+		int64_t park_ms = session_park_ms(&c->session);
+
+		if (park_ms < at_ms)
+			at_ms = park_ms;
+	}
+	return at_ms;
 }
 
 void room_turn(struct worker *w)
@@ -250,8 +298,8 @@ void room_turn(struct worker *w)
 
 int64_t room_due_ms(const struct worker *w)
 {
-	const struct client *c = w->holders.next_holder;
 	int64_t at_ms = INT64_MAX;
+	int64_t park_ms = holders_due_ms(w);
 
 	if (w->waiters > 0) {
 		at_ms = balancer_retry_ms(w->weir->farm, w->now_ms);
@@ -259,9 +307,7 @@ int64_t room_due_ms(const struct worker *w)
 		if (at_ms < w->now_ms + TIMER_TICK_MS)
 			at_ms = w->now_ms + TIMER_TICK_MS;
 	}
-	if (c != &w->holders && c->session.deadline_ms < at_ms)
-		at_ms = c->session.deadline_ms;
-	return at_ms;
+	return park_ms < at_ms ? park_ms : at_ms;
 }
 
 bool room_is_closed(struct worker *w, const struct client *c)

@@ -789,9 +789,6 @@ void model_move(const struct move *m, long cut, size_t *said)
 	case DRAINING:
 		w->env.draining = true;
 		return;
-	case CROWDED:
-		w->env.crowded = m->ms != 0;
-		return;
 	case MEMORY:
 		w->memory = (size_t)m->ms;
 		return;
@@ -926,7 +923,7 @@ static const struct move words[] = {
 	C(A500 A500),
 	AFTER(100),
 	AFTER(2000),
-	{ .kind = CROWDED, .ms = 1 },
+	DO(CROWDED),
 	{ .kind = MEMORY },
 	{ .kind = UNHELD },
 	AFTER(100000),

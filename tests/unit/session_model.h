@@ -30,7 +30,6 @@ enum kind {
 	SKIP,     /* forget acts and body */
 	STRESS,   /* .ms: on or off */
 	DRAINING, /* weir shuts down; no event yet */
-	CROWDED,  /* .ms: sessions wait for a slot, or none does */
 	MEMORY,   /* .ms octets can be held from now on */
 	UNHELD    /* the envelope could not be */
 };

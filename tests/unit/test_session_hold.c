@@ -152,10 +152,7 @@ static void weir_says_354_itself_where_a_recipient_is_good(void **state)
 
 /* ---- the slot ---- */
 
-#define CROWD                                                                  \
-	{                                                                      \
-		.kind = CROWDED, .ms = 1                                       \
-	}
+#define CROWD DO(CROWDED)
 
 static const struct talk parks[] = {
 	TALK_HELD("a body that is not whole in time gives its slot back",
@@ -165,20 +162,29 @@ static const struct talk parks[] = {
 		  R(DATA, OK, 354), X("send end"), B("hi\r\n.\r\n"),
 		  R(EOD, OK, 250), X("relay 250; keep; log EOD ok 250"),
 		  C("QUIT\r\n"), X("say 221 2.0.0; close quit")),
-	TALK_HELD("looked at every 100 ms", TO_HOLD, AFTER(100), AFTER(100),
-		  AFTER(100), AFTER(699), X(""), AFTER(1), X("park")),
 	TALK_HELD("octets that come do not put it off", TO_HOLD, AFTER(900),
 		  C("x"), AFTER(99), C("y"), X(""), AFTER(1), X("park")),
-	TALK_HELD("at once if others wait, but for 100 ms", CROWD, TO_HOLD,
-		  AFTER(99), X(""), AFTER(1), X("park")),
-	TALK_HELD("others wait later on", TO_HOLD, AFTER(100), CROWD, AFTER(99),
-		  X(""), AFTER(1), X("park")),
-	TALK_HELD("others wait no more", CROWD, TO_HOLD, { .kind = CROWDED },
-		  AFTER(999), X(""), AFTER(1), X("park")),
+	TALK_HELD("if others wait, as soon as a nimble client is late", TO_HOLD,
+		  CROWD, X(""), AFTER(4), CROWD, X(""), AFTER(1), CROWD,
+		  X("park"), CROWD, X("")),
+	TALK_HELD("others wait no more", TO_HOLD, AFTER(999), X(""), AFTER(1),
+		  X("park")),
+	TALK_HELD("a client is given two of its round trips", ADMIT, AFTER(30),
+		  C("EHLO c.test\r\n"), AFTER(20), C("MAIL FROM:<a@b>\r\n"),
+		  BOUND, R(MAIL, OK, 250), C("RCPT TO:<c@d>\r\n"),
+		  R(RCPT, OK, 250), C("DATA\r\n"), STOP, AFTER(44), CROWD,
+		  X(""), AFTER(1), CROWD, X("park")),
+	TALK_HELD("a client is given 100 ms at most", ADMIT, AFTER(300),
+		  C("EHLO c.test\r\n"), AFTER(200), C("MAIL FROM:<a@b>\r\n"),
+		  BOUND, R(MAIL, OK, 250), C("RCPT TO:<c@d>\r\n"),
+		  R(RCPT, OK, 250), C("DATA\r\n"), STOP, AFTER(99), CROWD,
+		  X(""), AFTER(1), CROWD, X("park")),
+	TALK_HELD("nothing is asked back of who holds no slot", TO_PARK, CROWD,
+		  X(""), WHOLE, CROWD, X("bind"), BOUND, CROWD, X("replay 1")),
 	TALK_WITH("a listener that waits for no body",
 		  HOW(.hold = true, .body_wait_ms = -1), TO_RCPT, C("DATA\r\n"),
 		  X("say 354; park"), WHOLE, X("bind"), BOUND, X("replay 1")),
-	TALK_WITH("one that waits for less than 100 ms",
+	TALK_WITH("one that waits for 30 ms",
 		  HOW(.hold = true, .body_wait_ms = 30), TO_HOLD, AFTER(29),
 		  X(""), AFTER(1), X("park")),
 	TALK_HELD("parked, its client's time runs on", TO_HOLD, AFTER(1000),
