@@ -63,7 +63,7 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
 PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
           session_hold.c session_reply.c upstream.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
-          hold.c trace.c) \
+          hold.c trace.c proxyproto.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
@@ -102,6 +102,7 @@ NEEDS_cidr      := proxy/cidr.c
 NEEDS_hold      := proxy/hold.c
 NEEDS_room      := balancer/room.c
 NEEDS_trace     := proxy/trace.c
+NEEDS_proxyproto := proxy/proxyproto.c proxy/cidr.c
 NEEDS_advice    := proxy/advice.c
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_ring      := $(RING) proxy/logger.c
