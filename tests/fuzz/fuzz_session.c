@@ -138,6 +138,7 @@ static void write_config(void)
 	    "control_socket = " WORLD_CONTROL "\n"
 	    "small_buffers = 64\nbig_buffers = 16\n");
 	put_if('j', "log_format = json\n");
+	put_if('M', "body_memory = 12K\n");
 	put("[listener in]\nlisten = " WORLD_LISTEN ":25\n"
 	    "listen = [2001:db8::1]:25\nearly_talkers = %s\n",
 	    wants('r')   ? "reject"
@@ -145,6 +146,7 @@ static void write_config(void)
 			 : "log");
 	put_if('d', "greeting_delay = 500ms\n");
 	put_if('z', "size = 3000\n");
+	put_if('S', "slot = body\nbody_buffer = 4K\nbody_wait = 300ms\n");
 	put("[admission]\ntable_size = 300\nmax_sessions = %u\n",
 	    wants('m') ? 2U : 20U);
 	put_if('o', "max_per_source = 1\n");
@@ -165,12 +167,19 @@ static void write_config(void)
 	put("[health]\ninterval = %s\ndown_interval = %s\n",
 	    wants('h') ? "2s" : "10m", wants('h') ? "1s" : "10m");
 	put_if('y', "mail = on\n");
-	if (!play.without_b0)
+	put("[room]\nwait = 3s\n");
+	put_if('W', "size = 0\n");
+	if (!play.without_b0) {
 		put("[backend b0]\naddress = 10.0.0.1:25\nmax_sessions = %u\n"
 		    "weight = 1000\n",
 		    wants('1') ? 1U : 50U);
+		put_if('I', "identity = header\n");
+		put_if('U', "reuse = on\n");
+	}
 	put("[backend b1]\naddress = 10.0.0.2:25\nmax_sessions = 50\n"
 	    "weight = 1\n");
+	put_if('G', "identity = header\n");
+	put_if('U', "reuse = on\n");
 }
 
 static struct sim_faults faults(void)
@@ -480,6 +489,7 @@ static void bring_backends(void)
 			.addr = world_backend_addr(i),
 			.offers = offers(i),
 			.max_sessions = 50,
+			.header = wants(i == 0 ? 'I' : 'G'),
 			.deeds = play.deeds[i], /* none yet */
 		};
 
