@@ -199,7 +199,10 @@ static bool serve(struct worker *w, unsigned *skip, bool *full)
 		return true;
 	case BALANCER_ALL_FULL:
 		*full = true;
-		return false;
+		/* Where there is room, what this one needs may be lacking. */
+		if (turn.need.ext == 0 && turn.need.size == 0)
+			return false;
+		break;
 	case BALANCER_ALL_TRIED:
 	case BALANCER_ALL_DOWN:
 	case BALANCER_NO_EXTENSION:
