@@ -701,20 +701,21 @@ static void hint_all(struct status *s)
 		hint(s, "weir is shutting down: it takes no new sessions");
 	if (s->info.messages_unknown > 0) {
 		hint(s,
-		     "%llu messages got no final reply from a backend; their "
-		     "senders will try again (result=unknown in the log)",
+		     "messages without a final reply from a backend: %llu; "
+		     "their senders will try again (result=unknown in the "
+		     "log)",
 		     (unsigned long long)s->info.messages_unknown);
 	}
 	if (s->info.log_dropped > 0) {
 		hint(s,
-		     "%llu log lines were dropped: the log's disk or pipe "
-		     "is too slow",
+		     "log lines dropped: %llu; the log's disk or pipe is too "
+		     "slow",
 		     (unsigned long long)s->info.log_dropped);
 	}
 	if (s->info.no_buffers > 0) {
 		hint(s,
-		     "buffers ran out %llu times: raise small_buffers or "
-		     "big_buffers",
+		     "times that buffers ran out: %llu; raise small_buffers "
+		     "or big_buffers",
 		     (unsigned long long)s->info.no_buffers);
 	}
 }
