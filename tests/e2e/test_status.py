@@ -72,7 +72,7 @@ class HiddenLimits(Case):
             self.assertEqual(row["alarm"], "no")
             self.assertNotEqual(row["last"], "start")
         room = self.weir.room()
-        self.assertEqual((room["waiting"], room["saturated"]), (5, "no"))
+        self.assertEqual((room["waiting"], room["saturated"]), (5, False))
         states = self.weir.ctl("show", "sessions", "csv")
         self.assertEqual(states.count(",waiting,"), 5, states)
         # the bars have one scale: mx2's is half as long
