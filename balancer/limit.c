@@ -474,8 +474,12 @@ enum limit_phase limit_maybe(struct limit *l, const struct limit_policy *policy,
 	if (phase == LIMIT_OUT)
 		return LIMIT_OUT;
 	l->half = !l->half;
-	if (l->half)
+	if (l->half) {
+		/* Believed or not: the next probe need not come at once. */
+		if (phase == LIMIT_PROBE)
+			postpone(l, policy, now_ms, random);
 		return limit_gone(l, phase);
+	}
 	return limit_busy(l, policy, phase, false, now_ms, random);
 }
 

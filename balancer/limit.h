@@ -134,7 +134,8 @@ enum limit_phase limit_dispatched(struct limit *l, bool probe);
  * greeted: 220 after ms milliseconds (from the dispatch); whether that was
  * slow, is decided here.  busy: refused; at once: believed without waiting
  * for strikes (a cap that the backend named).  maybe: refused without a
- * reason: every second one is a refusal.  gone: it ended without a verdict,
+ * reason: every second one is a refusal, the others only make the next probe
+ * wait, if they were one.  gone: it ended without a verdict,
  * or is closed.  An event that does not fit the phase does nothing.
  */
 enum limit_phase limit_greeted(struct limit *l,

@@ -500,6 +500,26 @@ static void every_second_refusal_without_a_reason_counts(void **state)
 	assert_near(l.l, 18);
 }
 
+static void a_probe_refused_without_a_reason_is_not_repeated_at_once(
+	void **state)
+{
+	struct limit l = fresh();
+
+	(void)state;
+	l.l = l.wall = l.n = 20;
+	for (unsigned i = 1; i <= 2; i++) {
+		int64_t now = NOW + i * 5000;
+
+		assert_true(limit_admits_probe(&l, now));
+		limit_maybe(&l, &policy, limit_dispatched(&l, true), now,
+			    RANDOM);
+		assert_int_equal(l.strikes, i / 2);
+		assert_int_equal(l.next_probe_ms, now + 500 * i);
+		assert_int_equal(l.pp, 0);
+	}
+	assert_near(l.l, 20);
+}
+
 static void a_cooldown_cuts_once_in_five_seconds(void **state)
 {
 	struct limit l = fresh();
@@ -804,6 +824,8 @@ int main(void)
 		cmocka_unit_test(dispatching_counts_and_names_the_phase),
 		cmocka_unit_test(any_number_of_refusals_at_once_say_the_same),
 		cmocka_unit_test(every_second_refusal_without_a_reason_counts),
+		cmocka_unit_test(
+			a_probe_refused_without_a_reason_is_not_repeated_at_once),
 		cmocka_unit_test(a_cooldown_cuts_once_in_five_seconds),
 		cmocka_unit_test(
 			a_cooldown_is_taken_back_when_nobody_stands_by_it),
