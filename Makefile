@@ -9,7 +9,7 @@
 #   make sim SEEDS=1..200 the deterministic simulation
 #   make e2e ONLY=word    real servers, real clients, real sockets
 #   make fuzz SECONDS=60  every libFuzzer target (clang)
-#   make bench            against HAProxy, in one run
+#   make bench            against HAProxy and nginx, in one run
 #   make soak             hours of mail, kills and restarts (HOURS=1)
 #   make lint             all analyzers;  make purity headers format-check
 #
@@ -172,6 +172,7 @@ fuzz:
 
 bench: all
 	python3 tests/bench/run.py
+	python3 tests/bench/slots.py
 HOURS ?= 1
 soak: all
 	python3 tests/bench/soak.py --hours $(HOURS)

@@ -283,6 +283,7 @@ static void run(struct load *load)
 		if (load_told_to_hurry())
 			break; /* the user does not want to wait */
 	} while (!is_over(load, &plan) || load->open + load->idle_open > 0);
+	load_session_cut_all(load); /* there are some if it hurried */
 	if (show)
 		fputs("\r\033[K", stderr);
 }

@@ -241,6 +241,9 @@ void load_session_timer(struct load_session *s);
 
 /* Idle ones say QUIT; the others after the message at hand. */
 void load_session_stop_all(struct load *load);
+
+/* Reset all that are open, for somebody who does not want to wait. */
+void load_session_cut_all(struct load *load);
 void load_session_reap(struct load *load);
 
 /* How many are open that were due before then, idle ones aside. */

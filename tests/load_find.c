@@ -264,6 +264,7 @@ static void let_all_end(struct load_find *find)
 	load_session_stop_all(load);
 	while (load->open > 0 && !load_told_to_hurry())
 		turn(find, 0);
+	load_session_cut_all(load);
 	clear_stats(find);
 }
 

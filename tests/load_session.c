@@ -1095,6 +1095,13 @@ void load_session_stop_all(struct load *load)
 	}
 }
 
+void load_session_cut_all(struct load *load)
+{
+	while (load->sessions != NULL)
+		end(load->sessions, LOAD_ABORTED);
+	load_session_reap(load);
+}
+
 uint64_t load_session_count(const struct load *load, int64_t due_before_us)
 {
 	uint64_t count = 0;

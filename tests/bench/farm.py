@@ -17,6 +17,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 BUILD = os.path.join(TOP, "build", "gcc-release")
 PATIENCE = 30  # seconds after which what must happen has not
+QUEUE_S = 15  # HAProxy's queue waits as long as weir's room does
 SUM_RANGE = 1 << 256  # "combined" is a sum of SHA-256s
 
 
@@ -247,6 +248,9 @@ class Sink(Process):
     def open(self):
         return sum(mta["open"] for mta in self.stats()["mtas"])
 
+    def slot_seconds(self):
+        return sum(mta["slot_seconds"] for mta in self.stats()["mtas"])
+
     def settle(self):
         """Wait until no session is open, probes aside."""
         wait_until(lambda: self.open() <= len(self.mtas),
@@ -254,7 +258,8 @@ class Sink(Process):
 
 
 class Weir(Process):
-    """weir with one listener, in front of a Sink."""
+    """weir with one listener, in front of a Sink.  A section is a keyword:
+    weir={...}, listener={...}, room={...}; backend: lines of each."""
 
     def __init__(self, place, sink, name="weir", backend="", **sections):
         super().__init__(place)
@@ -271,9 +276,11 @@ class Weir(Process):
         """Write weir.ini; the MTA named is left out."""
         weir = {"hostname": "mx.test", "control_socket": self.socket,
                 "log": self.log, **self.sections.get("weir", {})}
-        parts = [("weir", weir), ("listener in",
-                                  {"listen": f"127.0.0.1:{self.port}"})]
-        parts += [(s, k) for s, k in self.sections.items() if s != "weir"]
+        listener = {"listen": f"127.0.0.1:{self.port}",
+                    **self.sections.get("listener", {})}
+        parts = [("weir", weir), ("listener in", listener)]
+        parts += [(s, k) for s, k in self.sections.items()
+                  if s not in ("weir", "listener")]
         text = ""
         for section, keys in parts:
             text += f"[{section}]\n"
@@ -308,25 +315,31 @@ class Weir(Process):
 
 class Haproxy(Process):
     """HAProxy, one thread, mode tcp, as one puts it before mail servers.
-    With log: one line a session to a datagram socket that is drained."""
+    With log: one line a session to a datagram socket that is drained.  With
+    slots: not more than so many sessions to each server, the others queue."""
 
-    def __init__(self, place, sink, name="haproxy", log=False):
+    def __init__(self, place, sink, name="haproxy", log=False, slots=0):
         super().__init__(place)
+        self.slots = slots
         self.name = name
         self.sink = sink
         self.port = free_port()
         self.drain = Drain(place.file(name + ".log.sock")) if log else None
 
     def argv(self):
+        # Where slots are short its checks would take one more of each.
+        how = f"maxconn {self.slots}" if self.slots else "check inter 1s"
         servers = "".join(
-            f"  server {m['name']} 127.0.0.1:{m['port']} check inter 1s\n"
+            f"  server {m['name']} 127.0.0.1:{m['port']} {how}\n"
             for m in self.sink.mtas)
+        queue = f"  timeout queue {QUEUE_S}s\n" if self.slots else ""
         log_to = f"  log {self.drain.path} local0\n" if self.drain else ""
         log_on = "  log global\n  option tcplog\n" if self.drain else ""
         path = self.place.write(self.name + ".cfg", (
             "global\n  nbthread 1\n  maxconn 8000\n" + log_to +
             "defaults\n  mode tcp\n" + log_on +
             "  timeout connect 5s\n  timeout client 5m\n  timeout server 5m\n"
+            + queue +
             f"listen smtp\n  bind 127.0.0.1:{self.port}\n"
             "  balance leastconn\n  option smtpchk EHLO mx.test\n" + servers))
         return [shutil.which("haproxy"), "-db", "-f", path]
@@ -377,13 +390,16 @@ class Drain:
 
 
 class Nginx(Process):
-    """nginx's stream module, one process."""
+    """nginx's stream module, one process.  With slots: not more than so many
+    sessions to each server; it closes the others (only the commercial one
+    has a queue)."""
 
     MODULE = os.path.join(os.environ.get(
         "NGINX_MODULES", "/usr/lib/nginx/modules"), "ngx_stream_module.so")
 
-    def __init__(self, place, sink, name="nginx"):
+    def __init__(self, place, sink, name="nginx", slots=0):
         super().__init__(place)
+        self.slots = slots
         self.name = name
         self.sink = sink
         self.port = free_port()
@@ -393,7 +409,8 @@ class Nginx(Process):
         return bool(shutil.which("nginx")) and os.path.exists(cls.MODULE)
 
     def argv(self):
-        servers = "".join(f"server 127.0.0.1:{m['port']};"
+        limit = f" max_conns={self.slots}" if self.slots else ""
+        servers = "".join(f"server 127.0.0.1:{m['port']}{limit} max_fails=0;"
                           for m in self.sink.mtas)
         path = self.place.write(self.name + ".conf", (
             f"load_module {self.MODULE};\ndaemon off;\nmaster_process off;\n"
@@ -437,6 +454,40 @@ def load(port, *options, patience=600):
     if done.returncode not in (0, 2):
         raise Trouble(f"weir-load: {done.stderr.strip()}")
     return json.loads(done.stdout)
+
+
+class Load:
+    """A weir-load that runs while something else is done."""
+
+    def __init__(self, port, *options):
+        # pylint: disable-next=consider-using-with
+        self.child = subprocess.Popen(
+            load_argv(port, *options), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def report(self, patience=600):
+        """Wait for its end."""
+        out, err = self.child.communicate(timeout=patience)
+        if self.child.returncode not in (0, 2):
+            raise Trouble(f"weir-load: {err.strip()}")
+        return json.loads(out)
+
+    def stop(self):
+        """Let it begin nothing new; its sessions end as they are."""
+        self.child.send_signal(signal.SIGINT)
+
+    def cut(self):
+        """End it at once.  Its report."""
+        self.stop()
+        time.sleep(0.2)
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGINT)
+        return self.report()
+
+    def kill(self):
+        if self.child.poll() is None:
+            self.child.kill()
+            self.child.communicate()
 
 
 def combined(report):

@@ -312,14 +312,14 @@ def three(numbers, digits):
             f"{number(max(numbers), digits)})")
 
 
-def print_values(values):
+def print_values(values, metrics):
     print("\nMedian (least-greatest) of the rounds\n")
-    for metric in METRICS:
+    for metric in metrics:
         if not values[metric.name]:
             continue
         print(f"{metric.text}{', ' if metric.unit else ''}{metric.unit}")
         for name, numbers in sorted(values[metric.name].items()):
-            print(f"    {name:12} {three(numbers, metric.digits)}")
+            print(f"    {name:16} {three(numbers, metric.digits)}")
 
 
 def print_ratios(values):
@@ -442,7 +442,7 @@ def main():
         print("stopped", file=sys.stderr)
         return 1
     values = {name: m["values"] for name, m in facts["metrics"].items()}
-    print_values(values)
+    print_values(values, METRICS)
     print("\nlog lines a session: " +
           ", ".join(f"{name} {lines:.2f}" for name, lines in
                     facts["log_lines_a_session"].items()) +

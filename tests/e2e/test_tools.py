@@ -231,6 +231,23 @@ class Agree(Case):
         self.assertGreaterEqual(report["seconds"], 0.45)
         self.agree(report, sink)
 
+    def test_a_second_signal_resets_what_is_open(self):
+        sink = Sink(self, "name=a,eod-delay=1h")
+        with subprocess.Popen(
+                [weir.program("weir-load"), "-c", "3", "-d", "1h", "--json",
+                 "-", f"127.0.0.1:{sink.ports['a']}"],
+                stdout=subprocess.PIPE, text=True) as child:
+            lib.wait_until(lambda: sink.mta("a")["commands"] >= 12 or None,
+                           "three messages are begun")
+            child.send_signal(signal.SIGINT)
+            with self.assertRaises(subprocess.TimeoutExpired):
+                child.wait(0.3)  # they are open, and it waits for them
+            child.send_signal(signal.SIGINT)
+            out, _ = child.communicate(timeout=lib.PATIENCE)
+        report = json.loads(out)
+        self.assertEqual(report["endings"]["aborted"], 3)
+        self.assertEqual(report["messages"]["unknown"], 3)
+
     def test_each_source_is_reported(self):
         sink = Sink(self, "name=a,slots=1,busy=421,eod-delay=20ms")
         report, status = load(sink.ports["a"], "-n", "40", "-c", "8",
