@@ -22,6 +22,7 @@ class Peer:
         self.whole = False     # its end came too
         self.ended = ""        # "fin", "rst" or "" while it lasts
         self.banner_sent = False
+        self.left = False      # no longer one of the open ones
 
     def send(self, text):
         data = text if isinstance(text, bytes) else text.encode() + b"\r\n"
@@ -159,6 +160,7 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
                 answer(peer, end, keep=True)
                 peer.body, peer.whole = b"", False
             elif verb == "QUIT":
+                peer.backend.leave(peer)
                 peer.send("221 2.0.0 bye")
                 return
             elif verb in ("RSET", "NOOP"):
@@ -211,6 +213,7 @@ class Backend:
                 sock, _ = listener.accept()
             except OSError:
                 return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self.lock:
                 peer = Peer(self, sock, len(self.peers))
                 self.peers.append(peer)
@@ -226,8 +229,13 @@ class Backend:
             pass
         finally:
             peer.sock.close()
-            with self.lock:
-                self.open -= 1
+            self.leave(peer)
+
+    def leave(self, peer):
+        """It counts no more: once it reads 221, its place may be taken."""
+        with self.lock:
+            self.open -= not peer.left
+            peer.left = True
 
     def keep(self, peer):
         with self.lock:

@@ -232,7 +232,8 @@ class Weir:
 
     def room(self):
         """`show room json`: who waits for a slot."""
-        return json.loads(self.ctl("show", "room", "json"))
+        room = json.loads(self.ctl("show", "room", "json"))
+        return dict(room, saturated=room["saturated"] == "yes")
 
     def rows(self):
         """`show backends json`: one dict for each backend."""
