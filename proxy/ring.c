@@ -243,6 +243,18 @@ int io_peer(struct io *io, io_handle socket, struct sockaddr *addr, size_t size)
 	return 0;
 }
 
+int io_local(struct io *io, io_handle socket, struct sockaddr *addr,
+	     size_t size)
+{
+	socklen_t len = (socklen_t)size;
+
+	assert(size >= sizeof(struct sockaddr_storage));
+	memset(addr, 0, size);
+	if (getsockname(ring_slot_of(io, socket)->fd, addr, &len) != 0)
+		return -errno;
+	return 0;
+}
+
 void io_recv(struct io *io, io_handle socket, enum io_pool pool,
 	     uint32_t credit)
 {
@@ -410,11 +422,14 @@ static uint32_t gather(const struct io_buf *buf, uint32_t max,
 	return sum;
 }
 
-/* MSG_WAITALL: the kernel goes on by itself where it can. */
+/*
+ * MSG_WAITALL: the kernel goes on by itself where it can.  MSG_MORE: our FIN
+ * follows at once, and goes in the same segment as the last octets.
+ */
 static void prepare_send(struct io *io, struct ring_slot *slot)
 {
 	struct io_uring_sqe *sqe = entry(io);
-	const int flags = MSG_NOSIGNAL | MSG_WAITALL;
+	int flags = MSG_NOSIGNAL | MSG_WAITALL;
 
 	assert(slot->head != NULL);
 	assert(!slot->held_send);
@@ -426,10 +441,13 @@ static void prepare_send(struct io *io, struct ring_slot *slot)
 		slot->sending = sum;
 	if (sum > io->tuning.send_max)
 		sum = gather(slot->head, io->tuning.send_max, vector);
+	if (slot->fin && sum == slot->unsent)
+		flags |= MSG_MORE;
 	if (vector->msg.msg_iovlen == 1) {
 		io_uring_prep_send(sqe, slot->fd, slot->head->data, sum, flags);
 	} else {
-		io_uring_prep_sendmsg(sqe, slot->fd, &vector->msg, flags);
+		io_uring_prep_sendmsg(sqe, slot->fd, &vector->msg,
+				      (unsigned)flags);
 		io->vectors_used++;
 	}
 	tag(io, slot, sqe, RING_SEND);
