@@ -14,7 +14,6 @@ static const struct words event_words[] = { LIMIT_EVENTS(LIMIT_WORDS) };
 #define CUT         0.9  /* of a refusal that is not believed yet */
 #define COOL        0.7  /* of a shortage of resources */
 #define FORGIVEN    1e-9 /* a limit that is almost a whole number, is one */
-#define UNDER       0.75 /* of the wall: well under it */
 #define ALARM_SHARE 0.1
 
 enum {
@@ -282,17 +281,36 @@ static void turn_under(struct limit *l, int64_t minute)
 	l->under_minute = minute;
 }
 
-/* attempt: false for one that was greeted, and counts as one already. */
-static void note_under(struct limit *l, bool attempt, bool refused,
-		       int64_t now_ms)
+static void note_attempt(struct limit *l, int64_t now_ms)
 {
-	if ((double)l->n >= UNDER * greater(l->wall, l->l))
-		return;
 	turn_under(l, now_ms / MINUTE_MS);
-	if (l->under[0] == UINT32_MAX)
-		return;
-	l->under[0] += attempt;
-	l->under_refused[0] += refused;
+	if (l->under[0] < UINT32_MAX)
+		l->under[0]++;
+}
+
+/* Those under way may have been taken before it, though that is told later. */
+static void doubt(struct limit *l, int64_t now_ms)
+{
+	l->doubts[l->doubt_next] = (struct limit_doubt){
+		.size = l->n + l->p + 1,
+		.at_ms = now_ms,
+	};
+	l->doubt_next = (l->doubt_next + 1) % LIMIT_DOUBTS;
+}
+
+/* It takes one more: more than it had when it refused? */
+static void belie(struct limit *l, int64_t now_ms)
+{
+	turn_under(l, now_ms / MINUTE_MS);
+	for (unsigned i = 0; i < LIMIT_DOUBTS; i++) {
+		struct limit_doubt *d = &l->doubts[i];
+
+		if (d->size == 0 || now_ms - d->at_ms > LIMIT_DOUBT_MS ||
+		    l->n < d->size)
+			continue;
+		l->under_refused[0]++;
+		d->size = 0;
+	}
 }
 
 bool limit_is_alarmed(const struct limit *l, int64_t now_ms)
@@ -305,7 +323,7 @@ bool limit_is_alarmed(const struct limit *l, int64_t now_ms)
 		all += l->under[i];
 		refused += l->under_refused[i];
 	}
-	return all >= LIMIT_ALARM_MIN && refused > all * ALARM_SHARE;
+	return refused >= LIMIT_ALARM_REFUSED && refused > all * ALARM_SHARE;
 }
 
 /* --- what came of a session --- */
@@ -390,13 +408,14 @@ enum limit_phase limit_greeted(struct limit *l,
 {
 	if (!is_pending(phase))
 		return phase;
-	note_under(l, true, false, now_ms);
+	note_attempt(l, now_ms);
 
 	bool late = l->baseline_ms != 0 && ms > slow_ms(l);
 
 	limit_seed(l, ms, now_ms);
 	leave(l, phase);
 	l->n++;
+	belie(l, now_ms);
 	if (late)
 		slow(l, policy, phase == LIMIT_PROBE, now_ms, random);
 	else
@@ -448,7 +467,9 @@ enum limit_phase limit_busy(struct limit *l, const struct limit_policy *policy,
 	if (phase == LIMIT_OUT)
 		return LIMIT_OUT;
 	leave(l, phase);
-	note_under(l, is_pending(phase), true, now_ms);
+	if (is_pending(phase))
+		note_attempt(l, now_ms);
+	doubt(l, now_ms);
 	l->refused++;
 	if (l->strikes < LIMIT_STRIKES)
 		l->strikes = at_once ? LIMIT_STRIKES : l->strikes + 1;

@@ -61,9 +61,17 @@ enum {
 	LIMIT_COOL_MS = 5000,  /* a cooldown cuts once in this */
 	LIMIT_BASE_SLOTS = 10, /* minutes that the baseline looks back */
 	LIMIT_BASE_BUCKETS = 24,
-	LIMIT_BASE_MIN = 5,   /* greetings, before there is a baseline */
-	LIMIT_ALARM_MIN = 20, /* attempts below the wall, before an alarm */
+	LIMIT_BASE_MIN = 5,       /* greetings, before there is a baseline */
+	LIMIT_ALARM_REFUSED = 10, /* at least, before an alarm */
+	LIMIT_DOUBT_MS = 500,     /* in which an accept belies a refusal */
+	LIMIT_DOUBTS = 8,
 	LIMIT_MAX = 1 << 20,
+};
+
+/* A refusal that an accept may yet belie; size 0: none, or belied. */
+struct limit_doubt {
+	uint32_t size; /* sessions that it had at most, and that one */
+	int64_t at_ms;
 };
 
 /* Read freely (behind the mutex); write only by the functions below. */
@@ -94,10 +102,12 @@ struct limit {
 	uint16_t base[LIMIT_BASE_SLOTS][LIMIT_BASE_BUCKETS];
 	uint32_t baseline_ms; /* their tenth percentile; 0: too few yet */
 
-	/* attempts well under the wall, and those refused, of the minute that
-	   runs and the one before */
+	/* attempts, and refusals below its size, of the minute that runs and
+	   the one before; the latest refusals, which may turn out to be such */
 	int64_t under_minute;
 	uint32_t under[2], under_refused[2];
+	struct limit_doubt doubts[LIMIT_DOUBTS];
+	unsigned doubt_next;
 };
 
 /*
@@ -172,9 +182,9 @@ void limit_seed(struct limit *l, int64_t ms, int64_t now_ms);
 int64_t limit_patience_ms(const struct limit *l, int64_t most_ms);
 
 /*
- * It refuses more than a tenth of what it is sent while it has clearly less
- * than where it stood (a quarter less): then slots are not its trouble, and a
- * limit no help.  For people.
+ * It refuses more than a tenth of what it is sent, and takes more than it had
+ * then right after: slots are not its trouble, and a limit no help.  For
+ * people.
  */
 bool limit_is_alarmed(const struct limit *l, int64_t now_ms);
 

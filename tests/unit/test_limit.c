@@ -771,14 +771,14 @@ static void refuse_one_in(struct limit *l, unsigned each, unsigned times,
 	}
 }
 
-static void refusals_well_under_the_wall_raise_an_alarm(void **state)
+static void refusals_below_its_size_raise_an_alarm(void **state)
 {
 	struct limit l = fresh();
 
 	(void)state;
 	l.l = l.wall = 50;
 	l.n = 20;
-	refuse_one_in(&l, 5, 19, NOW);
+	refuse_one_in(&l, 5, 49, NOW);
 	assert_false(limit_is_alarmed(&l, NOW)); /* too few to say */
 	refuse_one_in(&l, 5, 10, NOW);
 	assert_true(limit_is_alarmed(&l, NOW));
@@ -786,19 +786,62 @@ static void refusals_well_under_the_wall_raise_an_alarm(void **state)
 	assert_false(limit_is_alarmed(&l, NOW + 120000));
 
 	/* One in ten is not more than a tenth. */
-	refuse_one_in(&l, 10, 100, NOW + 300000);
+	refuse_one_in(&l, 10, 200, NOW + 300000);
 	assert_false(limit_is_alarmed(&l, NOW + 300000));
 }
 
-static void refusals_at_the_wall_raise_none(void **state)
+/* A close, an accept, and one too many: as often as it likes. */
+static void refusals_at_its_size_raise_none(void **state)
 {
 	struct limit l = fresh();
 
 	(void)state;
 	l.l = l.wall = 50;
 	l.n = 40;
-	refuse_one_in(&l, 2, 100, NOW);
+	for (unsigned i = 0; i < 100; i++) {
+		limit_gone(&l, LIMIT_GREETED);
+		limit_greeted(&l, &policy, limit_dispatched(&l, false), 20, NOW,
+			      RANDOM);
+		limit_busy(&l, &policy, limit_dispatched(&l, true), false, NOW,
+			   RANDOM);
+	}
+	assert_int_equal(l.n, 40);
 	assert_false(limit_is_alarmed(&l, NOW));
+}
+
+/* Of many at once, some are refused sooner than others are greeted. */
+static void refusals_that_overtake_greetings_raise_none(void **state)
+{
+	struct limit l = fresh();
+
+	(void)state;
+	l.l = l.wall = 100;
+	for (unsigned i = 0; i < 100; i++)
+		limit_dispatched(&l, false);
+	for (unsigned i = 0; i < 50; i++)
+		limit_busy(&l, &policy, LIMIT_PENDING, false, NOW, RANDOM);
+	for (unsigned i = 0; i < 50; i++)
+		limit_greeted(&l, &policy, LIMIT_PENDING, 20, NOW + 9, RANDOM);
+	assert_false(limit_is_alarmed(&l, NOW + 9));
+}
+
+/* Somebody else may have left since. */
+static void refusals_of_a_while_ago_raise_none(void **state)
+{
+	struct limit l = fresh();
+	int64_t now = NOW;
+
+	(void)state;
+	l.l = l.wall = 100;
+	l.n = 10;
+	for (unsigned i = 0; i < 50; i++) {
+		limit_busy(&l, &policy, limit_dispatched(&l, false), false, now,
+			   RANDOM);
+		now += LIMIT_DOUBT_MS + 1;
+		limit_greeted(&l, &policy, limit_dispatched(&l, false), 20, now,
+			      RANDOM);
+	}
+	assert_false(limit_is_alarmed(&l, now));
 }
 
 static void events_have_words(void **state)
@@ -838,8 +881,10 @@ int main(void)
 		cmocka_unit_test(many_greetings_in_a_minute_keep_their_shares),
 		cmocka_unit_test(the_epoch_is_two_handshakes_at_least),
 		cmocka_unit_test(patience_is_by_what_is_usual),
-		cmocka_unit_test(refusals_well_under_the_wall_raise_an_alarm),
-		cmocka_unit_test(refusals_at_the_wall_raise_none),
+		cmocka_unit_test(refusals_below_its_size_raise_an_alarm),
+		cmocka_unit_test(refusals_at_its_size_raise_none),
+		cmocka_unit_test(refusals_that_overtake_greetings_raise_none),
+		cmocka_unit_test(refusals_of_a_while_ago_raise_none),
 		cmocka_unit_test(events_have_words),
 	};
 
