@@ -276,7 +276,8 @@ static void on_hold(const struct session_act *act,
 	assert_int_equal(ev->kind, SESSION_IN_OCTETS);
 	assert_int_equal(act->len, w->plan.consumed);
 	assert_true(act->len <= hold_room());
-	memcpy(w->held + w->held_len, ev->data, act->len);
+	if (ev->data != NULL)
+		memcpy(w->held + w->held_len, ev->data, act->len);
 	w->held_len += act->len;
 }
 

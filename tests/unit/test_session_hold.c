@@ -174,6 +174,17 @@ static const struct talk parks[] = {
 		  BOUND, R(MAIL, OK, 250), C("RCPT TO:<c@d>\r\n"),
 		  R(RCPT, OK, 250), C("DATA\r\n"), STOP, AFTER(44), CROWD,
 		  X(""), AFTER(1), CROWD, X("park")),
+	TALK_HELD("of the fastest ones", ADMIT, AFTER(20), C("EHLO c.test\r\n"),
+		  AFTER(40), C("MAIL FROM:<a@b>\r\n"), BOUND, R(MAIL, OK, 250),
+		  C("RCPT TO:<c@d>\r\n"), R(RCPT, OK, 250), C("DATA\r\n"), STOP,
+		  AFTER(44), CROWD, X(""), AFTER(1), CROWD, X("park")),
+	TALK_HELD("but not of what may have been on its way already", ADMIT,
+		  AFTER(30), C("EHLO c.test\r\n"), AFTER(30),
+		  C("MAIL FROM:<a@b>\r\n"), BOUND, R(MAIL, OK, 250),
+		  C("RSET\r\n"), C("MAIL FROM:<a@b>\r\n"), BOUND_AGAIN,
+		  R(MAIL, OK, 250), C("RCPT TO:<c@d>\r\n"), R(RCPT, OK, 250),
+		  C("DATA\r\n"), STOP, AFTER(64), CROWD, X(""), AFTER(1), CROWD,
+		  X("park")),
 	TALK_HELD("a client is given 100 ms at most", ADMIT, AFTER(300),
 		  C("EHLO c.test\r\n"), AFTER(200), C("MAIL FROM:<a@b>\r\n"),
 		  BOUND, R(MAIL, OK, 250), C("RCPT TO:<c@d>\r\n"),
@@ -195,6 +206,9 @@ static const struct talk parks[] = {
 		  X("say 421 4.4.2; log EOD ok 0; close client_timeout")),
 	TALK_WITH("the session's time is over, in its slot",
 		  HOW(.hold = true, .session_ms = 500), TO_HOLD, AFTER(500),
+		  X("say 421 4.4.2; quit; log EOD ok 0; close session_time")),
+	TALK_WITH("the session's time is over when its slot's is",
+		  HOW(.hold = true, .session_ms = 1000), TO_HOLD, AFTER(1000),
 		  X("say 421 4.4.2; quit; log EOD ok 0; close session_time")),
 	TALK_HELD("good recipients alone are said again", TO_MAIL,
 		  C("RCPT TO:<1@d>\r\nRCPT TO:<2@d>\r\nRCPT TO:<3@d>\r\n"),
@@ -562,6 +576,14 @@ static const struct talk finals[] = {
 					  X("relay 452; quit; "
 					    "log EOD busy 452"),
 					  { .kind = END } } },
+	{ .name = "nor is a word before its end known to be about it",
+	  .moves = (const struct move[]){ TO_DATA,
+					  C(".\r\n"),
+					  STOP,
+					  EARLY(BUSY, 421),
+					  X("reset; say 451 4.4.2; "
+					    "log EOD busy 451"),
+					  { .kind = END } } },
 };
 
 static void busy_at_the_end_is_tried_elsewhere_once(void **state)
@@ -725,6 +747,48 @@ static void the_search_knows_what_it_may_try_and_for_how_much(void **state)
 	model_go_to(&at_data_retry);
 	assert_true(session_is_binding(&w->s));
 	assert_false(w->s.afresh);
+	model_close();
+}
+
+static void the_words_of_the_first_are_no_want_of_backends(void **state)
+{
+	static const struct move none = GIVEN_UP(TCP, BUSY);
+
+	(void)state;
+	model_go_to(&at_retry);
+	model_move(&none, CUT_NOWHERE, &(size_t){ 0 });
+	assert_int_equal(stats_get(&w->stats, STATS_unavailable), 0);
+	assert_int_equal(stats_get(&w->stats, STATS_messages_refused), 1);
+	model_close();
+	model_go_to(&at_bind);
+	model_move(&none, CUT_NOWHERE, &(size_t){ 0 });
+	assert_int_equal(stats_get(&w->stats, STATS_unavailable), 1);
+	assert_int_equal(stats_get(&w->stats, STATS_messages_refused), 1);
+	model_close();
+}
+
+static const struct talk at_kept_data = TALK_HELD(
+	"", HELLO, C("MAIL FROM:<a@b>\r\n"), BOUND_AGAIN, R(MAIL, OK, 250),
+	C("RCPT TO:<c@d>\r\n"), R(RCPT, OK, 250), C("DATA\r\n"), WHOLE, LOST);
+
+static void a_kept_connection_that_took_the_mail_was_a_try(void **state)
+{
+	(void)state;
+	model_go_to(&at_kept_data);
+	assert_int_equal(w->s.state, SESSION_HANDOVER);
+	assert_int_equal(w->s.message.tries, 2);
+	model_close();
+}
+
+static void an_end_in_the_middle_aborts_whatever_is_under_way(void **state)
+{
+	(void)state;
+	model_go_to(&at_spill);
+	model_step(&(struct session_event){ .kind = SESSION_IN_EOF });
+	assert_int_equal(w->s.state, SESSION_CLOSED);
+	assert_int_equal(w->s.reason, STATS_CLOSE_CLIENT_CLOSED);
+	assert_int_equal(w->ends_sent, 0);
+	assert_int_equal(stats_get(&w->stats, STATS_messages_aborted), 1);
 	model_close();
 }
 
@@ -925,6 +989,12 @@ int main(void)
 		cmocka_unit_test(the_log_has_the_ways_of_a_message),
 		cmocka_unit_test(
 			the_search_knows_what_it_may_try_and_for_how_much),
+		cmocka_unit_test(
+			the_words_of_the_first_are_no_want_of_backends),
+		cmocka_unit_test(
+			a_kept_connection_that_took_the_mail_was_a_try),
+		cmocka_unit_test(
+			an_end_in_the_middle_aborts_whatever_is_under_way),
 		cmocka_unit_test(a_size_that_was_said_is_not_made_smaller),
 		cmocka_unit_test(unread_octets_do_not_put_off_a_park),
 		cmocka_unit_test(chunks_are_left_out_of_what_is_offered),
