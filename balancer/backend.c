@@ -132,7 +132,7 @@ static void copy_settings(struct backend *b, const struct backend_settings *s)
 	atomic_store(&b->admin, (uint8_t)s->admin);
 	atomic_store(&b->max_sessions, s->max_sessions);
 	atomic_store(&b->weight, s->weight);
-	atomic_store(&b->trace, s->trace);
+	atomic_store(&b->identity, (uint8_t)s->identity);
 	atomic_store(&b->reuse, s->reuse);
 }
 
@@ -342,9 +342,14 @@ void backend_set_max_sessions(struct backend *b, uint32_t max_sessions)
 	pthread_mutex_unlock(&b->mutex);
 }
 
-void backend_set_trace(struct backend *b, bool trace)
+void backend_set_identity(struct backend *b, enum backend_identity identity)
 {
-	atomic_store(&b->trace, trace);
+	atomic_store(&b->identity, (uint8_t)identity);
+}
+
+enum backend_identity backend_identity(const struct backend *b)
+{
+	return (enum backend_identity)atomic_load(&b->identity);
 }
 
 void backend_set_reuse(struct backend *b, bool reuse)

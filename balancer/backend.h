@@ -59,6 +59,21 @@ enum backend_admin {
 	BACKEND_ADMIN_COUNT,
 };
 
+/* How it is told who the client is. */
+enum backend_identity {
+	BACKEND_IDENTITY_NONE,
+	BACKEND_IDENTITY_HEADER,   /* a trace field in front of each message */
+	BACKEND_IDENTITY_PROXY_V1, /* a PROXY header in front of all else */
+	BACKEND_IDENTITY_PROXY_V2,
+};
+
+/* Does a connection to it speak for one client, and no other, all its life? */
+static inline bool backend_identity_binds(enum backend_identity identity)
+{
+	return identity == BACKEND_IDENTITY_PROXY_V1 ||
+	       identity == BACKEND_IDENTITY_PROXY_V2;
+}
+
 /*
  * Every counter of a backend, once.  They only grow.  The balancer counts
  * what it is told of in balancer_note() and in probes, and what came of each
@@ -147,8 +162,9 @@ struct backend_settings {
 	uint32_t max_sessions; /* 1..BACKEND_SESSIONS_MAX: no ceiling */
 	uint32_t weight;       /* 1..BACKEND_WEIGHT_MAX */
 	enum backend_admin admin;
-	bool trace; /* wants a trace field in front of each message */
-	bool reuse; /* its connections are kept for other clients */
+	enum backend_identity identity;
+	bool reuse; /* its connections are kept for other clients; not if the
+		       identity binds */
 	const struct busy_rule *rules;
 	unsigned rule_count; /* 0..BACKEND_RULES_MAX */
 };
@@ -159,7 +175,7 @@ struct backend {
 	_Atomic uint8_t state; /* enum health_state, as published */
 	_Atomic bool calm;     /* a success would change nothing */
 	_Atomic bool ext_known;
-	_Atomic bool trace; /* as in backend_settings */
+	_Atomic uint8_t identity; /* enum backend_identity */
 	_Atomic bool reuse;
 	_Atomic uint32_t trial;    /* HALF_OPEN: epoch in which its one session
 				   went out; 0: it did not */
@@ -291,7 +307,7 @@ void backend_set_weight(struct backend *b, uint32_t weight);
 void backend_set_max_sessions(struct backend *b, uint32_t max_sessions);
 
 /* As in backend_settings; for connections that begin from now on. */
-void backend_set_trace(struct backend *b, bool trace);
+void backend_set_identity(struct backend *b, enum backend_identity identity);
 void backend_set_reuse(struct backend *b, bool reuse);
 
 /*
@@ -308,6 +324,7 @@ void backend_look(struct backend *b, struct backend_view *view);
 
 enum health_state backend_state(const struct backend *b);
 enum backend_admin backend_admin_state(const struct backend *b);
+enum backend_identity backend_identity(const struct backend *b);
 uint64_t backend_counter(const struct backend *b, enum backend_counter which);
 uint64_t backend_gauge(const struct backend *b, enum backend_gauge which,
 		       int64_t now_ms);

@@ -122,7 +122,7 @@ static void classify(struct probe *p)
 {
 	struct busy_reply r = {
 		.stage = stage_of(p->step),
-		.ident = BUSY_IDENT_PROXY,
+		.ident = p->order->told ? BUSY_IDENT_CLIENT : BUSY_IDENT_PROXY,
 		.code = p->reply.code,
 		.text = p->reply.text,
 		.text_len = p->reply.text_len,

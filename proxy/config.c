@@ -247,14 +247,31 @@ static bool source_fits(const struct config_backend *backend)
 static const char source_rule[] =
 	"source and address must both be IPv4, or both IPv6";
 
+/* A PROXY header speaks for one client, and for the whole connection. */
+static bool reuse_fits(const struct config_backend *backend)
+{
+	return !backend->reuse ||
+	       (backend->identity != CONFIG_IDENTITY_PROXY_V1 &&
+		backend->identity != CONFIG_IDENTITY_PROXY_V2);
+}
+
+static const char reuse_rule[] =
+	"reuse = on does not go with identity = proxy-v1 or proxy-v2: such a "
+	"connection is one client's";
+
 static void check_backend(struct config_reading *r)
 {
 	const struct config_key *source = config_find_key(
 		CONFIG_SECTION_BACKEND, config_span_of("source"));
+	const struct config_key *reuse = config_find_key(
+		CONFIG_SECTION_BACKEND, config_span_of("reuse"));
 
 	assert(source != NULL);
+	assert(reuse != NULL);
 	if (!source_fits(r->base))
 		complain_at(r, seen_of(r, source)->line, "%s", source_rule);
+	if (!reuse_fits(r->base))
+		complain_at(r, seen_of(r, reuse)->line, "%s", reuse_rule);
 }
 
 static void check_required(struct config_reading *r)
@@ -848,6 +865,10 @@ bool config_backend_check(const struct config_backend *backend, char *error,
 	assert(key != NULL);
 	if (!source_fits(backend)) {
 		config_print(error, error_cap, "%s", source_rule);
+		return false;
+	}
+	if (!reuse_fits(backend)) {
+		config_print(error, error_cap, "%s", reuse_rule);
 		return false;
 	}
 	if (backend->address.port > 0)

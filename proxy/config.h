@@ -180,7 +180,9 @@ struct config_health {
 /* How a backend is told who the client is. */
 enum config_identity {
 	CONFIG_IDENTITY_NONE,
-	CONFIG_IDENTITY_HEADER, /* one Received: field, see trace.h */
+	CONFIG_IDENTITY_HEADER,   /* one Received: field, see trace.h */
+	CONFIG_IDENTITY_PROXY_V1, /* a PROXY header, see proxyproto.h */
+	CONFIG_IDENTITY_PROXY_V2,
 };
 
 enum config_backend_state {

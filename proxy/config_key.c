@@ -53,6 +53,8 @@ static const char *const words_busy[] = { "act", "observe", NULL };
 static const char *const words_identity[] = {
 	[CONFIG_IDENTITY_NONE] = "none",
 	[CONFIG_IDENTITY_HEADER] = "header",
+	[CONFIG_IDENTITY_PROXY_V1] = "proxy-v1",
+	[CONFIG_IDENTITY_PROXY_V2] = "proxy-v2",
 	NULL,
 };
 static const char *const words_state[] = {

@@ -170,6 +170,10 @@ void io_adopt(struct io *io, io_handle socket, void *owner);
 int io_peer(struct io *io, io_handle socket, struct sockaddr *addr,
 	    size_t size);
 
+/* Our end's address of a connection, likewise. */
+int io_local(struct io *io, io_handle socket, struct sockaddr *addr,
+	     size_t size);
+
 /*
  * Receive up to credit octets (1 or more) into buffers of this pool.  Ends
  * (.more is false) when the credit is used up (by at most one buffer more),

@@ -413,11 +413,12 @@ enum proxyproto_result proxyproto_feed(struct proxyproto *p,
 static void format(const struct cidr_addr *addr, bool v6,
 		   char text[CIDR_ADDR_TEXT_MAX + 8])
 {
+	static const char mapped[] = "::ffff:";
 	size_t start = 0;
 
 	if (v6 && cidr_addr_is_v4(addr)) {
-		memcpy(text, "::ffff:", 7);
-		start = 7;
+		memcpy(text, mapped, sizeof(mapped));
+		start = sizeof(mapped) - 1;
 	}
 	(void)cidr_addr_format(addr, text + start, CIDR_ADDR_TEXT_MAX);
 }

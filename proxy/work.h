@@ -157,6 +157,7 @@ struct server {
 	struct client *client;      /* whom it serves, or NULL: it is going */
 	struct server *next, *prev; /* in .lingering, .kept, .free_servers */
 	struct balancer_slot slot;
+	enum backend_identity identity; /* the backend's, at the connect */
 	struct work_queue in, out;
 	bool receiving;
 	bool lingering;   /* stays for its client's next message */
@@ -181,6 +182,7 @@ struct prober {
 	struct balancer_slot slot;
 	struct probe_order order; /* of what is copied here: a reload may free
 				     the configuration meanwhile */
+	enum backend_identity identity; /* the backend's, at the connect */
 	struct probe probe;
 	char helo[SMTP_DOMAIN_MAX + 1];
 	struct busy_rule rules[BACKEND_RULES_MAX];
@@ -475,6 +477,17 @@ void hold_forget(struct worker *w, struct client *c);
 
 /* The length of the trace field for c. */
 size_t hold_trace_len(struct worker *w, struct client *c);
+
+/* ---- worker_proxy.c ---- */
+
+/*
+ * The backend wants a PROXY header: put it in front of all else that goes out
+ * to it, for the client that v serves.  False: there is no buffer.
+ */
+bool proxy_introduce(struct worker *w, struct server *v);
+
+/* The same for a probe, which speaks for nobody.  NULL: there is no buffer. */
+struct io_buf *proxy_introduce_probe(struct worker *w, struct prober *p);
 
 /* ---- worker_probe.c ---- */
 

@@ -30,10 +30,23 @@ static bool is_idle(const struct server *v)
 	       v->in.first == NULL && !v->ending;
 }
 
+/*
+ * Was the backend told of its client as it wants to be now?  What is said
+ * with each message can change; what was said once for the connection cannot.
+ */
+static bool is_told_right(struct worker *w, const struct server *v)
+{
+	enum backend_identity now = backend_identity(server_backend(w, v));
+
+	return v->identity == now || (!backend_identity_binds(v->identity) &&
+				      !backend_identity_binds(now));
+}
+
 /* Is this connection one that may serve any client? */
 static bool is_anybodys(struct worker *w, const struct server *v)
 {
 	return atomic_load(&server_backend(w, v)->reuse) && v->own_name &&
+	       !backend_identity_binds(v->identity) && is_told_right(w, v) &&
 	       !v->tainted && v->served < w->config->farm.reuse_max;
 }
 
@@ -140,7 +153,8 @@ struct server *bind_find_kept(struct worker *w,
 
 	for (struct server *v = w->kept.next;
 	     v != &w->kept && seen < WORK_KEPT_SCAN; v = v->next, seen++) {
-		if (!is_idle(v) || (need->ext & ~v->upstream.ehlo.ext) != 0)
+		if (!is_idle(v) || !is_told_right(w, v) ||
+		    (need->ext & ~v->upstream.ehlo.ext) != 0)
 			continue;
 
 		uint64_t score = balancer_score(w->weir->farm, &v->slot, need,
@@ -167,7 +181,7 @@ struct session_event bind_event(struct worker *w, struct client *c,
 		.pipelining = (ext & SMTP_EXT_PIPELINING) != 0,
 	};
 
-	if (atomic_load(&server_backend(w, v)->trace))
+	if (backend_identity(server_backend(w, v)) == BACKEND_IDENTITY_HEADER)
 		event.trace_len = (unsigned)hold_trace_len(w, c);
 	return event;
 }
@@ -235,7 +249,8 @@ static bool still_good(struct worker *w, const struct server *v,
 		     (strlen(v->name) == s->helo_len &&
 		      memcmp(v->name, s->helo, s->helo_len) == 0);
 
-	return is_idle(v) && named && (s->need & ~v->upstream.ehlo.ext) == 0 &&
+	return is_idle(v) && is_told_right(w, v) && named &&
+	       (s->need & ~v->upstream.ehlo.ext) == 0 &&
 	       backend_admin_state(b) == BACKEND_READY &&
 	       health_admits(backend_state(b));
 }

@@ -120,6 +120,13 @@ static void step(struct worker *w, struct prober *p,
 	follow(w, p, &plan);
 }
 
+static void cancel(struct worker *w, struct prober *p)
+{
+	const struct probe_event event = { .kind = PROBE_IN_CANCEL };
+
+	step(w, p, &event);
+}
+
 /* What weir itself lacks is no verdict. */
 static struct probe_event not_connected(int error, bool lacking)
 {
@@ -148,9 +155,11 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 		      "the name that the configuration has fits");
 	memcpy(p->helo, health->helo, sizeof(health->helo));
 	memcpy(p->rules, b->rules, sizeof(p->rules));
+	p->identity = backend_identity(b);
 	p->order = (struct probe_order){
 		.helo = p->helo,
 		.mail = health->mail,
+		.told = backend_identity_binds(p->identity),
 		.connect_ms = w->config->timeouts.backend_connect_ms,
 		.timeout_ms = health->timeout_ms,
 		.rules = p->rules,
@@ -213,6 +222,20 @@ static void received(struct worker *w, struct prober *p,
 	listen_to(w, p);
 }
 
+/* Before the greeting, where the backend waits for it. */
+static void introduce(struct worker *w, struct prober *p)
+{
+	struct io_buf *buf;
+
+	if (p->ending || !backend_identity_binds(p->identity))
+		return;
+	buf = proxy_introduce_probe(w, p);
+	if (buf != NULL)
+		io_send(w->io, p->socket, buf);
+	else
+		cancel(w, p); /* the backend is not to blame */
+}
+
 void probe_event_in(struct worker *w, struct prober *p,
 		    const struct io_event *ev)
 {
@@ -223,8 +246,10 @@ void probe_event_in(struct worker *w, struct prober *p,
 
 	switch (ev->kind) {
 	case IO_CONNECTED:
-		if (ev->result == 0)
+		if (ev->result == 0) {
+			introduce(w, p);
 			listen_to(w, p);
+		}
 		step(w, p, ev->result == 0 ? &connected : &failed);
 		return;
 	case IO_RECEIVED:
@@ -249,10 +274,8 @@ void probe_timer(struct worker *w, struct prober *p)
 
 void probe_stop(struct worker *w)
 {
-	const struct probe_event cancel = { .kind = PROBE_IN_CANCEL };
-
 	for (unsigned i = 0; i < FARM_BACKENDS_MAX; i++) {
 		if (w->probers[i].busy)
-			step(w, &w->probers[i], &cancel);
+			cancel(w, &w->probers[i]);
 	}
 }

@@ -34,6 +34,21 @@ static enum backend_admin admin_of(enum config_backend_state state)
 	return BACKEND_ADMIN_MAINT;
 }
 
+static enum backend_identity identity_of(enum config_identity identity)
+{
+	switch (identity) {
+	case CONFIG_IDENTITY_NONE:
+		break;
+	case CONFIG_IDENTITY_HEADER:
+		return BACKEND_IDENTITY_HEADER;
+	case CONFIG_IDENTITY_PROXY_V1:
+		return BACKEND_IDENTITY_PROXY_V1;
+	case CONFIG_IDENTITY_PROXY_V2:
+		return BACKEND_IDENTITY_PROXY_V2;
+	}
+	return BACKEND_IDENTITY_NONE;
+}
+
 void weir_address_text(const struct config_address *address, char *text,
 		       size_t size)
 {
@@ -56,7 +71,7 @@ enum farm_result weir_add_backend(struct farm *farm,
 		.max_sessions = from->max_sessions,
 		.weight = from->weight,
 		.admin = admin_of(from->state),
-		.trace = from->identity == CONFIG_IDENTITY_HEADER,
+		.identity = identity_of(from->identity),
 		.reuse = from->reuse,
 		.rules = from->busy_rules,
 		.rule_count = from->busy_rule_count,
@@ -147,7 +162,7 @@ static void change_backend(struct worker *w, struct backend *b,
 	}
 	backend_set_weight(b, to->weight);
 	backend_set_max_sessions(b, to->max_sessions);
-	backend_set_trace(b, to->identity == CONFIG_IDENTITY_HEADER);
+	backend_set_identity(b, identity_of(to->identity));
 	backend_set_reuse(b, to->reuse);
 	backend_set_admin(b, admin_of(to->state), &change);
 	if (change.changed)

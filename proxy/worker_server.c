@@ -265,7 +265,8 @@ static struct busy_verdict judge(struct worker *w, struct server *v)
 	const struct backend *b = server_backend(w, v);
 	struct busy_reply reply = {
 		.stage = v->upstream.stage,
-		.ident = BUSY_IDENT_PROXY,
+		.ident = backend_identity_binds(v->identity) ? BUSY_IDENT_CLIENT
+							     : BUSY_IDENT_PROXY,
 		.code = r->code,
 		.text = r->text,
 		.text_len = r->text_len,
@@ -567,7 +568,8 @@ static void set_name(struct worker *w, struct server *v, const struct client *c)
 	const char *name = s->helo;
 	size_t len = s->helo_len;
 
-	v->own_name = atomic_load(&server_backend(w, v)->reuse);
+	v->own_name = atomic_load(&server_backend(w, v)->reuse) &&
+		      !backend_identity_binds(v->identity);
 	if (v->own_name) {
 		name = w->config->weir.hostname;
 		len = strnlen(name, SMTP_DOMAIN_MAX);
@@ -584,6 +586,7 @@ int server_connect(struct worker *w, struct server *v, struct client *c)
 
 	if (b->source_len > 0)
 		source = (const struct sockaddr *)&b->source;
+	v->identity = backend_identity(b);
 	set_name(w, v, c);
 	upstream_begin(&v->upstream, v->name, strlen(v->name), &w->timeouts,
 		       w->now_ms);
@@ -683,6 +686,11 @@ static void connected(struct worker *w, struct server *v, int result)
 	}
 	switch (-result) {
 	case 0:
+		if (!proxy_introduce(w, v)) {
+			forsake(w, v, ENOBUFS);
+			return;
+		}
+		server_speak_up(w, v);
 		await_greeting(w, v);
 		arm(w, v);
 		server_set_timer(w, v);

@@ -561,18 +561,32 @@ void io_adopt(struct io *io, io_handle socket, void *owner)
 		s->owner = owner;
 }
 
-int io_peer(struct io *io, io_handle socket, struct sockaddr *addr, size_t size)
+/* side 0 connected, side 1 accepted. */
+static int end_addr(const struct sock *s, unsigned side, struct sockaddr *addr,
+		    size_t size)
 {
-	struct sock *s = sock_of(io, socket, "io_peer");
-
 	assert(size >= sizeof(union sim_addr));
 	if (s == NULL)
 		return -EBADF;
 	if (s->end == NULL)
 		return -ENOTCONN;
-	memcpy(addr, sim_end_addr(s->end, s->accepted ? 0 : 1),
-	       sizeof(union sim_addr));
+	memcpy(addr, sim_end_addr(s->end, side), sizeof(union sim_addr));
 	return 0;
+}
+
+int io_peer(struct io *io, io_handle socket, struct sockaddr *addr, size_t size)
+{
+	const struct sock *s = sock_of(io, socket, "io_peer");
+
+	return end_addr(s, s != NULL && s->accepted ? 0 : 1, addr, size);
+}
+
+int io_local(struct io *io, io_handle socket, struct sockaddr *addr,
+	     size_t size)
+{
+	const struct sock *s = sock_of(io, socket, "io_local");
+
+	return end_addr(s, s != NULL && s->accepted ? 1 : 0, addr, size);
 }
 
 void io_recv(struct io *io, io_handle socket, enum io_pool pool,

@@ -598,6 +598,10 @@ static const struct value_case sizes[] = {
 	{ "backend", "max_sessions =", false },
 	{ "backend", "identity = none", true },
 	{ "backend", "identity = header", true },
+	{ "backend", "identity = proxy-v1", true },
+	{ "backend", "identity = proxy-v2", true },
+	{ "backend", "identity = proxy-v3", false },
+	{ "backend", "identity = proxy", false },
 	{ "backend", "identity = xclient", false },
 	{ "backend", "reuse = on", true },
 	{ "backend", "reuse = yes", false },
@@ -1169,6 +1173,15 @@ static void a_backend_is_made_by_pairs(void **state)
 	assert_int_equal(backend.state, CONFIG_BACKEND_MAINT);
 	assert_int_equal(backend.busy_rule_count, 1);
 	assert_true(config_backend_set(&backend, "address=[::1]:25", 16, error,
+				       sizeof(error)));
+	assert_true(config_backend_check(&backend, error, sizeof(error)));
+	assert_true(config_backend_set(&backend, "identity=proxy-v2", 17, error,
+				       sizeof(error)));
+	assert_false(config_backend_check(&backend, error, sizeof(error)));
+	assert_string_equal(error, "reuse = on does not go with identity = "
+				   "proxy-v1 or proxy-v2: such a connection is "
+				   "one client's");
+	assert_true(config_backend_set(&backend, "reuse=off", 9, error,
 				       sizeof(error)));
 	assert_true(config_backend_check(&backend, error, sizeof(error)));
 	assert_true(config_backend_set(&backend, "source=::2", 10, error,

@@ -1,0 +1,93 @@
+#include <assert.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "proxy/proxyproto.h"
+#include "proxy/work.h"
+
+/*
+ * PROXY headers: what backends that want one are told of a client.
+ */
+
+/* Which of the ends of a connection. */
+typedef int end_fn(struct io *io, io_handle socket, struct sockaddr *addr,
+		   size_t size);
+
+/* Its address; if there is none, *addr and *port are left. */
+static void address_of(struct worker *w, io_handle socket, end_fn *end,
+		       struct cidr_addr *addr, uint16_t *port)
+{
+	struct sockaddr_storage ss = { 0 };
+
+	if (end(w->io, socket, (struct sockaddr *)&ss, sizeof(ss)) == 0)
+		(void)cidr_addr_from_sockaddr(
+			addr, port, (const struct sockaddr *)&ss, sizeof(ss));
+}
+
+static uint8_t version_of(enum backend_identity identity)
+{
+	assert(backend_identity_binds(identity));
+	return identity == BACKEND_IDENTITY_PROXY_V1 ? 1 : 2;
+}
+
+bool proxy_introduce(struct worker *w, struct server *v)
+{
+	const struct client *c = v->client;
+	struct proxyproto_header h = { 0 };
+	uint8_t octets[PROXYPROTO_WRITE_MAX];
+	char id[WORK_ID_MAX];
+	size_t len;
+
+	if (!backend_identity_binds(v->identity))
+		return true;
+	assert(c != NULL);
+	h.version = version_of(v->identity);
+	h.family = PROXYPROTO_INET;
+	h.source = c->addr;
+	h.source_port = c->port;
+	/* Of the same family, should the socket be gone. */
+	h.destination = cidr_addr_mask(&c->addr, 0, 0);
+	if (c->socket != 0 && !c->ending)
+		address_of(w, c->socket, io_local, &h.destination,
+			   &h.destination_port);
+	client_id(c, id);
+	h.id_len = (uint8_t)strlen(id);
+	static_assert((int)WORK_ID_MAX <= (int)PROXYPROTO_ID_MAX, "ids fit");
+	memcpy(h.id, id, h.id_len);
+	len = proxyproto_write(octets, &h);
+	/* The greeting is awaited before anything else is said: so it goes out
+	 * alone, in one send.  Postfix looks for it in what it reads first. */
+	assert(v->out.first == NULL);
+	return work_queue_text(w, &v->out, IO_SMALL, (const char *)octets, len);
+}
+
+struct io_buf *proxy_introduce_probe(struct worker *w, struct prober *p)
+{
+	struct proxyproto_header h = {
+		.version = version_of(p->identity),
+		.local = true,
+	};
+	struct io_buf *buf = io_buf_get(w->io, IO_RESERVE);
+	size_t len;
+
+	if (buf == NULL) {
+		stats_add(&w->stats->no_buffers, 1);
+		return NULL;
+	}
+	/*
+	 * "PROXY UNKNOWN" would say the same, but Postfix and Haraka refuse
+	 * it: the connection's own ends are as true.
+	 */
+	if (h.version == 1) {
+		h.local = false;
+		h.family = PROXYPROTO_INET;
+		address_of(w, p->socket, io_local, &h.source, &h.source_port);
+		address_of(w, p->socket, io_peer, &h.destination,
+			   &h.destination_port);
+	}
+	assert(buf->room >= PROXYPROTO_WRITE_MAX);
+	len = proxyproto_write(buf->data, &h);
+	buf->len = (uint32_t)len;
+	buf->room -= (uint32_t)len;
+	return buf;
+}
