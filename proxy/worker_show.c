@@ -504,8 +504,12 @@ static void stat_load(const struct worker *w, const struct backend *b,
 	set(row, STAT_chkfail, backend_counter(b, BACKEND_COUNT_probes_failed));
 }
 
-static void stat_server(struct worker *w, struct report *r, struct backend *b,
-			struct stat_row *row, struct stat_row *sum)
+/* Inlined, its view and the rows of its caller are too much for one frame. */
+__attribute__((noinline)) static void stat_server(struct worker *w,
+						  struct report *r,
+						  struct backend *b,
+						  struct stat_row *row,
+						  struct stat_row *sum)
 {
 	struct backend_view view;
 
