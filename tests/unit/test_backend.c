@@ -148,6 +148,8 @@ static void a_place_that_is_used_again_remembers_nothing(void **state)
 	atomic_store(&b->ext_known, true);
 	atomic_store(&b->size, 77);
 	b->report.outcome = PROBE_REFUSED;
+	b->limit.l = 7;
+	b->limit.refused = 3;
 	health_note_success(&b->health, 1, 1000);
 	backend_settle(b, HEALTH_UNKNOWN, 0, &change);
 	assert_int_equal(backend_state(b), HEALTH_UP);
@@ -160,6 +162,8 @@ static void a_place_that_is_used_again_remembers_nothing(void **state)
 	assert_false(atomic_load(&b->ext_known));
 	assert_int_equal(backend_state(b), HEALTH_UNKNOWN);
 	assert_int_equal(b->report.outcome, PROBE_NONE);
+	assert_int_equal(b->limit.refused, 0);
+	assert_int_equal(backend_limit(b), 50);
 }
 
 static void an_operators_change_is_told(void **state)
@@ -173,6 +177,7 @@ static void an_operators_change_is_told(void **state)
 
 	backend_set_admin(b, BACKEND_ADMIN_MAINT, &change);
 	assert_true(change.changed);
+	assert_string_equal(change.name, "mx1");
 	assert_int_equal(change.admin_from, BACKEND_ADMIN_DRAIN);
 	assert_int_equal(change.admin_to, BACKEND_ADMIN_MAINT);
 	assert_int_equal(change.from, change.to);
@@ -203,6 +208,7 @@ static void a_change_of_health_is_published_counted_and_told(void **state)
 	backend_settle(b, before, 0, &change);
 	assert_true(change.changed);
 	assert_int_equal(change.index, index);
+	assert_string_equal(change.name, "mx1");
 	assert_int_equal(change.from, HEALTH_UNKNOWN);
 	assert_int_equal(change.to, HEALTH_BUSY);
 	assert_int_equal(change.why, HEALTH_WHY_RESOURCES);

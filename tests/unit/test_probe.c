@@ -460,6 +460,7 @@ static void it_keeps_the_reply_that_decided_and_its_times(void **state)
 	assert_int_equal(r->took_ms[PROBE_STEP_MAIL], -1);
 	assert_int_equal(r->took_ms[PROBE_STEP_QUIT], 9);
 	assert_int_equal(r->ended_ms, START_MS + 437);
+	assert_int_equal(r->greet_ms, 37);
 }
 
 static void a_long_reply_is_kept_up_to_its_bound(void **state)
@@ -474,6 +475,7 @@ static void a_long_reply_is_kept_up_to_its_bound(void **state)
 	hear(&t, line, strlen(line));
 	assert_int_equal(t.probe.report.text_len, PROBE_TEXT_MAX);
 	assert_int_equal(t.probe.report.outcome, PROBE_GREETING_BUSY);
+	assert_int_equal(t.probe.report.greet_ms, -1);
 }
 
 static void what_comes_behind_a_reply_answers_the_next_command(void **state)
