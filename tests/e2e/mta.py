@@ -120,6 +120,8 @@ class Postfix(Server):
                        processes=set_("process_limit", 100),
                        screen_access=set_("screen_access", ""),
                        timeout=set_("timeout", "300s"),
+                       mynetworks=set_("mynetworks", ""),
+                       proxy="haproxy" if set_("proxy") else "",
                        refused=self.refuse(
                            "check_recipient_access inline:"
                            "{ { @refused@@local.test = 450 4.2.1 not now } },"))
@@ -179,6 +181,7 @@ class Exim(Server):
         path = self.configure("exim.conf", "exim.conf", port=self.port,
                               accept_max=set_("accept_max", 200),
                               per_host=set_("per_host", 0),
+                              hosts_proxy=set_("proxy_from", ""),
                               receive_timeout=set_("receive_timeout", "5m"),
                               per_connection=set_("per_connection", 1000),
                               refused=self.refuse(
@@ -202,6 +205,8 @@ class OpenSmtpd(Server):
 
     def start(self):
         path = self.configure("smtpd.conf", "smtpd.conf", port=self.port,
+                              proxy="proxy-v2" if self.settings.get("proxy")
+                              else "",
                               refused=self.refuse(
                                   'match from any for rcpt-to '
                                   '"@refused@@local.test" reject'))
