@@ -237,7 +237,9 @@ static bool raise_curtain(struct play *p, FILE *trace)
 			.addr = world_backend_addr(i),
 			.offers = SIM_OFFER_ALL & ~(i == 1 ? s->lacks : 0),
 			.slots = i == 0 ? s->slots : 0,
-			.full = SIM_DEED_BYE,
+			.full = s->full != SIM_DEED_NONE ? s->full
+							 : SIM_DEED_BYE,
+			.full_text = s->full_text,
 			.max_sessions = 50,
 			.header = wants_header(s, i),
 			.deeds = s->b0,
@@ -377,10 +379,14 @@ bool cases_run(const char *name, bool trace)
 {
 	unsigned passed = 0, failed = 0;
 
-	for (size_t i = 0; i < scene_count; i++) {
-		if (name != NULL && strcmp(scenes[i].name, name) != 0)
+	for (size_t i = 0; i < scene_count + slot_scene_count; i++) {
+		const struct scene *s = i < scene_count
+						? &scenes[i]
+						: &slot_scenes[i - scene_count];
+
+		if (name != NULL && strcmp(s->name, name) != 0)
 			continue;
-		if (play(&scenes[i], trace ? stdout : NULL))
+		if (play(s, trace ? stdout : NULL))
 			passed++;
 		else
 			failed++;

@@ -1,21 +1,6 @@
-#include "tests/sim/scenes.h"
+#include "tests/sim/scenes_own.h"
 
 /* clang-format off */
-
-#define MAIL  "> MAIL FROM:<a@from.test>\n"
-#define RCPT  "> RCPT TO:<r0.c1.m0@dest.test>\n"
-#define HELLO "< 220\n> EHLO c1.client.test\n< 250\n"
-#define OPEN  HELLO MAIL "< 250\n" RCPT "< 250\n"
-#define BODY  "> DATA\n< 354\n> Subject: x\n> \n> text\n> .\n"
-#define BYE   "> QUIT\n< 221\neof\n"
-#define SEND  OPEN BODY "< 250\n" BYE
-#define GROUP HELLO "> MAIL FROM:<a@from.test>\n" RCPT "> DATA\n"
-
-#define DO(kind, stage) { SIM_DEED_##kind, SIM_STAGE_##stage, NULL, 0 }
-#define SAY(kind, stage, text) { SIM_DEED_##kind, SIM_STAGE_##stage, text, 0 }
-
-#define MS (int64_t)SIM_MS
-#define S  (int64_t)SIM_SECOND
 
 /* A message with something foul in it: refused whole, and the session goes on. */
 #define FOUL(octets) \
@@ -69,10 +54,15 @@ const struct scene scenes[] = {
 { "refusing-greeting", "B4", "a 554 to weir itself is hidden",
   .talk = { SEND }, .b1_takes = 1,
   .b0 = { SAY(BYE, GREET, "554 5.7.1 Not allowed from here\r\n") } },
-{ "all-busy", "B4", "all busy: 451, never the backend's own 421",
-  .talk = { HELLO MAIL "< 451 4.3.2\nnot ports\n" BYE },
+{ "all-busy", "B4", "all busy and no room to wait: 451, never the backend's own 421",
+  .talk = { HELLO MAIL "< 451 4.3.2\nnot ports\n" BYE }, .room = "size = 0\n",
   .b0 = { SAY(BYE, GREET, "421 4.3.2 All server ports are busy\r\n") },
   .b1 = { SAY(BYE, GREET, "421 4.3.2 All server ports are busy\r\n") } },
+{ "all-busy-for-a-while", "B4", "all busy: who waits for it goes through",
+  .talk = { SEND },
+  .b0 = { SAY(BYE, GREET, "421 4.3.2 All server ports are busy\r\n") },
+  .b1 = { SAY(BYE, GREET, "421 4.3.2 All server ports are busy\r\n") },
+  .b0_takes = -1, .b1_takes = -1 },
 { "dies-at-ehlo", "B5", "a death at EHLO is hidden",
   .talk = { SEND }, .b1_takes = 1, .b0 = { DO(FIN, EHLO) } },
 { "busy-ehlo", "B5", "a busy reply to EHLO is hidden",

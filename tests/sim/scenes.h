@@ -24,8 +24,10 @@ struct scene {
 	const char *from[SCENE_TALKS]; /* NULL: 198.51.100.1, .2, ... */
 	struct sim_deed b0[SCENE_DEEDS];
 	struct sim_deed b1[SCENE_DEEDS];
-	unsigned lacks;         /* enum sim_offer that b1 does not offer */
-	unsigned slots;         /* hidden limit of b0; 0: none */
+	unsigned lacks;          /* enum sim_offer that b1 does not offer */
+	unsigned slots;          /* hidden limit of b0; 0: none */
+	enum sim_deed_kind full; /* see sim_backend.h; NONE: BYE */
+	const char *full_text;
 	int b0_takes, b1_takes; /* messages accepted at the end; -1: any */
 	unsigned b0_conns;      /* connections to b0 that clients' mail took */
 	const char *log;        /* in some line of the log; or NULL */
@@ -39,7 +41,10 @@ struct scene {
 	struct sim_faults faults;
 };
 
+/* Whatever any proxy has to stand; and what there is of slots. */
 extern const struct scene scenes[];
 extern const size_t scene_count;
+extern const struct scene slot_scenes[];
+extern const size_t slot_scene_count;
 
 #endif

@@ -18,7 +18,7 @@ enum {
 };
 
 /* What a connection of a fickle server does otherwise than the one before. */
-enum fickle { FICKLE_NOT, FICKLE_EHLO, FICKLE_RCPT, FICKLE_DATA, FICKLES };
+enum fickle { FICKLE_NOT, FICKLE_EHLO, FICKLE_RCPT, FICKLE_DATA };
 
 /* What one connection expects to read. */
 enum reading { READ_COMMANDS, READ_DATA, READ_CHUNK, READ_NOTHING };
@@ -35,7 +35,7 @@ struct saying {
 	bool reset; /* by a reset */
 	bool last;  /* of its reply: it answers one command */
 	size_t len;
-	char text[];
+	char text[]; /* NUL-terminated as well */
 };
 
 struct conn {
@@ -263,7 +263,7 @@ static struct saying *say_later(struct conn *c, const char *text, size_t len,
 				int64_t after_us)
 {
 	struct sim *sim = c->backend->sim;
-	struct saying *s = calloc(1, sizeof(*s) + len);
+	struct saying *s = calloc(1, sizeof(*s) + len + 1);
 
 	if (s == NULL)
 		abort();
@@ -749,6 +749,7 @@ static void body_deed(struct conn *c)
 	s->final = true;
 	s->message = c->message;
 	s->code = code_of(s->text);
+	s->refusal = is_refusal(s->text);
 	c->answered = true;
 }
 
@@ -1051,7 +1052,8 @@ static void turn_away(struct conn *c)
 static enum sim_answer on_accept(void *owner, struct sim_end *end)
 {
 	struct sim_backend *b = owner;
-	bool full = !slot_is_free(b);
+	bool full = !slot_is_free(b) || (b->config.moody > 0 &&
+					 sim_chance(b->sim, b->config.moody));
 	static const enum sim_answer answers[] = {
 		[SIM_UP] = SIM_TAKE,
 		[SIM_UP_REFUSING] = SIM_REFUSE,
@@ -1073,9 +1075,10 @@ static enum sim_answer on_accept(void *owner, struct sim_end *end)
 	c->end = end;
 	c->deed = next_deed(b);
 	c->came_us = sim_now_us(b->sim);
+	static const enum fickle fickles[] = { FICKLE_EHLO, FICKLE_RCPT,
+					       FICKLE_DATA };
 	if (b->config.fickle > 0 && sim_chance(b->sim, b->config.fickle))
-		c->fickle = (enum fickle)sim_between(b->sim, FICKLE_EHLO,
-						     FICKLES - 1);
+		c->fickle = PICK(b->sim, fickles);
 	c->timer = (struct sim_timer){ .fire = timer_fires, .owner = c };
 	c->drip = (struct sim_timer){ .fire = drip_fires, .owner = c };
 	c->next = &b->conns;

@@ -86,6 +86,7 @@ struct sim_backend_config {
 	uint32_t late_us;      /* a greeting after more than this is late */
 	bool header;           /* weir is to put a trace field into mail */
 	/* Per mille. */
+	unsigned moody;       /* of connections: refused as if it were full */
 	unsigned deed_chance; /* of connections */
 	unsigned fickle;      /* of connections: refuses what was taken before
 				 of the same message, or offers less */

@@ -255,8 +255,8 @@ void check_trace(struct check *check, const struct check_message *m,
 		 unsigned backend, const char *field, size_t len)
 {
 	static const char begin[] = "Received: from ";
-	static const char *const words[] = { "by mx.test", "with ", " id ",
-					     "; ", " +0000" };
+	static const char *const words[] = { "by mx.test", "with ", " id ", ";",
+					     " +0000" };
 	bool good = trace_is_clean(field, len) && len > sizeof(begin) &&
 		    memcmp(field, begin, sizeof(begin) - 1) == 0 &&
 		    !trace_has(field + 1, len - 1, "Received:");

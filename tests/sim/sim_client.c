@@ -46,7 +46,8 @@ struct sim_client {
 	bool started, open, done;
 	bool connected, heard;
 	bool pausing;
-	bool ended; /* weir said 421, or greeted with a refusal */
+	bool in_body; /* what waits to be said is of a body */
+	bool ended;   /* weir said 421, or greeted with a refusal */
 	bool aborted;
 	bool faulted;
 	char grievance[700];
@@ -175,7 +176,8 @@ static bool speak(struct sim_client *c)
 
 	if (waits == 0)
 		return true;
-	if (c->script.pace_octets > 0 && waits > c->script.pace_octets)
+	if (c->script.pace_octets > 0 && waits > c->script.pace_octets &&
+	    (c->in_body || !c->script.dribbles))
 		waits = c->script.pace_octets;
 	bool aborts = c->script.abort_by != SIM_ABORT_NONE && waits >= left;
 	say(c, aborts ? (size_t)left : waits);
@@ -259,6 +261,7 @@ static void step_body(struct sim_client *c, const struct sim_step *step)
 
 static void step_do(struct sim_client *c, const struct sim_step *step)
 {
+	c->in_body = step->op == SIM_OP_BODY || step->op == SIM_OP_CHUNK;
 	switch (step->op) {
 	case SIM_OP_LINE:
 		octets(c, step->text, step->text_len);

@@ -17,15 +17,16 @@
  */
 
 enum sim_nature {
-	SIM_NATURE_GOOD,     /* plain, pipelined, BDAT */
-	SIM_NATURE_SLOW,     /* the same, a few octets at a time */
-	SIM_NATURE_ABORTING, /* the same, and gone at any octet */
-	SIM_NATURE_SMUGGLER, /* bodies with bare CR, LF and NUL */
-	SIM_NATURE_RUDE,     /* talks early, pipelines data, floods, ... */
-	SIM_NATURE_FOREIGN,  /* HTTP, TLS, noise */
-	SIM_NATURE_CLUMSY,   /* makes one mistake after the other */
-	SIM_NATURE_DEAF,     /* asks and never reads */
-	SIM_NATURE_IDLE,     /* says EHLO, and no more */
+	SIM_NATURE_GOOD,      /* plain, pipelined, BDAT */
+	SIM_NATURE_SLOW,      /* the same, a few octets at a time */
+	SIM_NATURE_DRIBBLING, /* slow with the bodies alone */
+	SIM_NATURE_ABORTING,  /* the same, and gone at any octet */
+	SIM_NATURE_SMUGGLER,  /* bodies with bare CR, LF and NUL */
+	SIM_NATURE_RUDE,      /* talks early, pipelines data, floods, ... */
+	SIM_NATURE_FOREIGN,   /* HTTP, TLS, noise */
+	SIM_NATURE_CLUMSY,    /* makes one mistake after the other */
+	SIM_NATURE_DEAF,      /* asks and never reads */
+	SIM_NATURE_IDLE,      /* says EHLO, and no more */
 	SIM_NATURES,
 };
 

@@ -60,7 +60,8 @@ struct sock {
 	bool dirty;   /* on the list of those to look at */
 	bool starved; /* a receive waits for a buffer */
 	void *owner;
-	struct sim_end *end;           /* connections */
+	struct sim_end *end; /* connections */
+	union sim_addr peer; /* whom we asked, even when end is gone */
 	struct sim_listener *listener; /* listeners */
 	struct sim_end *backlog[BACKLOG];
 	unsigned backlog_len;
@@ -542,6 +543,7 @@ int io_connect(struct io *io, const struct sockaddr *addr,
 	if (s == NULL)
 		return -EMFILE;
 	s->end = sim_connect(io->sim, addr, source, on_end, s);
+	s->peer = *sim_end_addr(s->end, 1);
 	*socket = handle_of(s);
 	if (sim_traced(io->sim)) {
 		char text[80];
@@ -634,6 +636,8 @@ static void row_fill(const struct sock *s, struct sim_io_row *row)
 		row->number = sim_end_number(s->end);
 		row->peer = sim_end_addr(s->end, s->accepted ? 0 : 1);
 		row->local = sim_end_addr(s->end, s->accepted ? 1 : 0);
+	} else if (s->peer.sa.sa_family != AF_UNSPEC) {
+		row->peer = &s->peer;
 	}
 }
 

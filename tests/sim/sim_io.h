@@ -33,14 +33,14 @@ int64_t sim_io_due_us(const struct io *io);
 
 /* One socket that is not free, as the kernel knows it. */
 struct sim_io_row {
-	unsigned number;        /* of the connection; 0: a listener */
-	bool accepted;          /* by us; otherwise we connected */
-	bool adopted;           /* has an owner */
-	bool ended;             /* shut down, closed or reset by us */
-	bool greeted;           /* accepted: our first octets were "220" */
-	bool stuck;             /* octets wait to be sent */
-	int64_t quiet_since_us; /* the last octet in either direction */
-	const union sim_addr *peer;
+	unsigned number;            /* of the connection; 0: a listener */
+	bool accepted;              /* by us; otherwise we connected */
+	bool adopted;               /* has an owner */
+	bool ended;                 /* shut down, closed or reset by us */
+	bool greeted;               /* accepted: our first octets were "220" */
+	bool stuck;                 /* octets wait to be sent */
+	int64_t quiet_since_us;     /* the last octet in either direction */
+	const union sim_addr *peer; /* of one being closed: if we connected */
 	const union sim_addr *local;
 };
 

@@ -337,6 +337,12 @@ static void write_slow(struct writer *w)
 						   : SIM_SECOND / 3);
 }
 
+static void write_dribbling(struct writer *w)
+{
+	write_slow(w);
+	w->script->dribbles = true;
+}
+
 static void write_aborting(struct writer *w)
 {
 	static const enum sim_abort ways[] = { SIM_ABORT_RST, SIM_ABORT_CLOSE,
@@ -344,6 +350,8 @@ static void write_aborting(struct writer *w)
 
 	if (sim_chance(w->sim, 300))
 		write_slow(w);
+	else if (sim_chance(w->sim, 300))
+		write_dribbling(w);
 	else
 		write_good(w);
 	w->script->abort_by = ways[sim_below(w->sim, COUNT(ways))];
@@ -526,6 +534,9 @@ void sim_script_write(struct sim_script *script, struct sim *sim,
 		break;
 	case SIM_NATURE_SLOW:
 		write_slow(&w);
+		break;
+	case SIM_NATURE_DRIBBLING:
+		write_dribbling(&w);
 		break;
 	case SIM_NATURE_ABORTING:
 		write_aborting(&w);

@@ -82,6 +82,7 @@ struct sim_script {
 	bool pipelines;       /* if that is offered */
 	bool loose;           /* replies are not counted */
 	bool deaf;            /* does not read */
+	bool dribbles;        /* its pace is that of bodies only */
 	uint32_t pace_octets; /* at a time; 0: all at once */
 	int64_t pace_us;
 	enum sim_abort abort_by;

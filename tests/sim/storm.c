@@ -25,6 +25,10 @@ struct storm {
 	unsigned backends, clients, workers, sources, operators;
 	unsigned trouble; /* how likely backends misbehave, per mille */
 	uint32_t body_max;
+	bool holds; /* slot = body */
+	bool reuses[WORLD_BACKENDS_MAX];
+	bool learns[WORLD_BACKENDS_MAX]; /* max_sessions = auto */
+	bool others[WORLD_BACKENDS_MAX]; /* somebody else has a slot there */
 	struct sim_backend_config backend[WORLD_BACKENDS_MAX];
 	char config[WORLD_CONFIG_MAX];
 	size_t config_len;
@@ -86,6 +90,8 @@ static void write_weir(struct storm *s)
 	put(s, "small_buffers = %u\nbig_buffers = %u\n",
 	    sim_chance(d, 100) ? 16 : sim_between(d, 64, 400),
 	    sim_between(d, 16, 64));
+	if (sim_chance(d, 300)) /* hardly anything can be held */
+		put(s, "body_memory = %uK\n", sim_between(d, 64, 256));
 	put(s, "log_format = %s\n", sim_chance(d, 200) ? "json" : "kv");
 	put(s, "[listener in]\nlisten = " WORLD_LISTEN ":25\n");
 	put(s, "listen = [2001:db8::1]:25\nearly_talkers = %s\n",
@@ -94,6 +100,26 @@ static void write_weir(struct storm *s)
 		put(s, "greeting_delay = %ums\n", sim_between(d, 1, 800));
 	if (sim_chance(d, 100))
 		put(s, "size = %u\n", sim_between(d, 3000, 50000));
+	if (s->holds) {
+		put(s, "slot = body\nbody_buffer = %uK\nbody_wait = %ums\n",
+		    sim_chance(d, 300) ? 4 : sim_between(d, 4, 64),
+		    sim_chance(d, 300) ? 100 : sim_between(d, 100, 3000));
+	}
+}
+
+static void write_room(struct storm *s)
+{
+	struct sim *d = s->sim;
+	uint32_t low = sim_between(d, 1, 60);
+
+	if (sim_chance(d, 200))
+		return; /* as it is by itself */
+	put(s, "[room]\nsize = %u\nper_source = %u\nwait = %us\n",
+	    sim_chance(d, 150) ? 0 : sim_between(d, 1, 60),
+	    sim_between(d, 1, 10), sim_between(d, 1, 20));
+	put(s, "reserve = %u%%\nhigh = %u%%\nlow = %u%%\n", sim_below(d, 50),
+	    sim_between(d, low + 1, 100), low);
+	put(s, "saturated_after = %us\n", sim_between(d, 1, 8));
 }
 
 static void write_admission(struct storm *s)
@@ -147,6 +173,12 @@ static void write_times(struct storm *s)
 	put(s, "linger = %ums\nunavailable_after = %us\n",
 	    sim_chance(d, 300) ? 0 : sim_between(d, 1, 3000),
 	    sim_between(d, 1, 10));
+	put(s, "start_sessions = %u\nretry_max = %us\n", sim_between(d, 1, 6),
+	    sim_between(d, 1, 10));
+	put(s, "reuse_max = %u\nreuse_idle = %us\nreuse_share = %u%%\n",
+	    sim_between(d, 1, 6), sim_between(d, 1, 6), sim_between(d, 1, 100));
+	if (sim_chance(d, 100))
+		put(s, "busy = observe\n");
 	put(s, "[health]\nprobe = %s\ninterval = %us\ndown_interval = %us\n",
 	    sim_chance(d, 100) ? "off" : "on", sim_between(d, 1, 10),
 	    sim_between(d, 1, 5));
@@ -155,13 +187,33 @@ static void write_times(struct storm *s)
 	    sim_between(d, 1, 3), sim_between(d, 1, 3));
 }
 
+static void write_backend(struct storm *s, unsigned i)
+{
+	put(s, "[backend b%u]\naddress = 10.0.0.%u:25\n", i, i + 1);
+	if (s->learns[i])
+		put(s, "max_sessions = auto\n");
+	else
+		put(s, "max_sessions = %u\n", s->backend[i].max_sessions);
+	put(s, "reuse = %s\nidentity = %s\n", s->reuses[i] ? "on" : "off",
+	    s->backend[i].header ? "header" : "none");
+}
+
 static void draw_backend(struct storm *s, unsigned i)
 {
 	struct sim *d = s->sim;
 	static const enum sim_deed_kind full[] = { SIM_DEED_BYE, SIM_DEED_FIN,
 						   SIM_DEED_SILENCE,
-						   SIM_DEED_RST };
+						   SIM_DEED_RST,
+						   SIM_DEED_SLOW };
 	struct sim_backend_config *b = &s->backend[i];
+
+	static const char *const texts[] = {
+		NULL,
+		"421 4.7.0 Error: too many connections from 10.1.0.1\r\n",
+		"421 4.3.2 Too many concurrent SMTP connections from this IP "
+		"address; please try again later.\r\n",
+		"450 Busy\r\n",
+	};
 
 	*b = (struct sim_backend_config){
 		.index = i,
@@ -169,19 +221,24 @@ static void draw_backend(struct storm *s, unsigned i)
 		.offers = SIM_OFFER_ALL,
 		.max_sessions = sim_between(d, 1, 12),
 		.delay_us_max = sim_below(d, 200 * SIM_MS),
+		.full_text = texts[sim_below(d, 4)],
+		.header = sim_chance(d, 300),
+		.fickle = sim_chance(d, 300) ? sim_below(d, 500) : 0,
+		.eod_busy = sim_chance(d, 200) ? sim_below(d, 300) : 0,
 	};
+	s->reuses[i] = sim_chance(d, 500);
+	s->learns[i] = sim_chance(d, 500);
 	if (sim_chance(d, 300))
 		b->offers &= sim_below(d, SIM_OFFER_ALL + 1);
 	if (sim_chance(d, 30))
 		b->offers = 0;
 	if (sim_chance(d, 300)) {
 		b->slots = sim_between(d, 1, b->max_sessions);
-		b->full = full[sim_below(d, 4)];
+		b->full = full[sim_below(d, 5)];
 	}
 	if (sim_chance(d, 600))
 		b->deed_chance = sim_below(d, s->trouble + 1);
-	put(s, "[backend b%u]\naddress = 10.0.0.%u:25\nmax_sessions = %u\n", i,
-	    i + 1, b->max_sessions);
+	write_backend(s, i);
 	put(s, "weight = %u\n", sim_between(d, 1, 200));
 }
 
@@ -197,9 +254,11 @@ static void draw(struct storm *s)
 	s->trouble = sim_chance(d, 300) ? 900 : 200;
 	s->body_max = sim_chance(d, 50) ? 200000 : 30000;
 	s->config_len = 0;
+	s->holds = sim_chance(d, 400);
 	write_weir(s);
 	write_admission(s);
 	write_times(s);
+	write_room(s);
 	for (unsigned i = 0; i < s->backends; i++)
 		draw_backend(s, i);
 }
@@ -210,8 +269,10 @@ static enum sim_nature draw_nature(struct sim *d)
 {
 	uint32_t dice = sim_below(d, 100);
 
-	if (dice < 55)
+	if (dice < 50)
 		return SIM_NATURE_GOOD;
+	if (dice < 58)
+		return SIM_NATURE_DRIBBLING;
 	if (dice < 65)
 		return SIM_NATURE_SLOW;
 	if (dice < 80)
@@ -257,16 +318,33 @@ static void add_client(struct storm *s, unsigned i, bool late)
 static void upheaval_fires(void *owner)
 {
 	struct storm *s = owner;
-	struct sim_backend *b =
-		s->world.backends[sim_below(s->sim, s->backends)];
+	unsigned i = sim_below(s->sim, s->backends);
+	struct sim_backend *b = s->world.backends[i];
 
 	if (s->over)
 		return;
-	switch (sim_below(s->sim, 6)) {
+	switch (sim_below(s->sim, 9)) {
 	case 0:
 	case 1:
 	case 2:
 		sim_backend_up(b, SIM_UP);
+		break;
+	case 6:
+		sim_backend_slots(b, sim_between(s->sim, 1, 12));
+		break;
+	case 7:
+		sim_backend_strain(b,
+				   sim_now_us(s->sim) +
+					   sim_below(s->sim, 10 * SIM_SECOND));
+		break;
+	case 8:
+		/* Somebody else comes, or goes. */
+		if (s->others[i]) {
+			sim_backend_give(b);
+			s->others[i] = false;
+		} else {
+			s->others[i] = sim_backend_take(b);
+		}
 		break;
 	case 3:
 		sim_backend_restart(b);
@@ -295,14 +373,12 @@ static void reload_fires(void *owner)
 	write_weir(s);
 	write_admission(s);
 	write_times(s);
+	write_room(s);
 	unsigned left = s->backends;
 	if (left > 1 && sim_chance(s->sim, 300))
 		left--; /* the last one is to go */
 	for (unsigned i = 0; i < left; i++) {
-		put(s,
-		    "[backend b%u]\naddress = 10.0.0.%u:25\n"
-		    "max_sessions = %u\n",
-		    i, i + 1, s->backend[i].max_sessions);
+		write_backend(s, i);
 	}
 	(void)world_reload(&s->world, s->config); /* or it is too soon */
 	if (sim_chance(s->sim, 500)) {

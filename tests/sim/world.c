@@ -283,9 +283,12 @@ static void turn(struct world *w, struct place place)
 			      "worker %u spins: %u turns without an event", i,
 			      h->idle_turns[i]);
 	}
-	if (!w->hushed)
+	if (!w->hushed) {
 		check_limits(w->check, h->index, h->ios, h->weir.worker_count,
 			     &h->limits);
+		sim_slots_check(&h->slots, w->sim, h->weir.farm, h->weir.room,
+				h->weir.draining, h->ios, h->weir.worker_count);
+	}
 	config_retire(h);
 	pass(w, sim_now_us(w->sim) + 1 + sim_below(w->sim, TURN_US_MAX));
 }
@@ -360,6 +363,7 @@ bool world_clients_done(struct world *w)
 struct unrest {
 	size_t sockets;
 	unsigned slots, buffers, sessions, running;
+	unsigned uncounted; /* weirs whose books are not empty */
 };
 
 static unsigned slots_out(struct farm *farm)
@@ -389,6 +393,7 @@ static struct unrest unrest_of(const struct world *w)
 		u.slots += slots_out(h->weir.farm);
 		u.sessions += admission_sessions(h->weir.admission);
 		u.running += h->running;
+		u.uncounted += !sim_slots_are_home(h->weir.farm, h->weir.room);
 	}
 	return u;
 }
@@ -398,7 +403,7 @@ bool world_is_quiet(struct world *w)
 	struct unrest u = unrest_of(w);
 
 	return world_clients_done(w) && u.sockets == 0 && u.slots == 0 &&
-	       u.buffers == 0 && u.sessions == 0;
+	       u.buffers == 0 && u.sessions == 0 && u.uncounted == 0;
 }
 
 const char *world_unrest(struct world *w)
@@ -524,6 +529,9 @@ void world_check_books(struct world *w)
 	struct unrest u = unrest_of(w);
 
 	check_counts(w);
+	if (u.uncounted != 0)
+		sim_violation(w->sim, "at the end a limit still counts "
+				      "sessions, or somebody waits");
 	if (u.slots != 0 || u.buffers != 0 || u.sockets != 0 ||
 	    u.sessions != 0) {
 		sim_violation(w->sim,

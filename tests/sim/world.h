@@ -11,6 +11,7 @@
 #include "tests/sim/sim_client.h"
 #include "tests/sim/sim_io.h"
 #include "tests/sim/sim_net.h"
+#include "tests/sim/sim_slots.h"
 
 /*
  * A whole weir in a bottle, or several: their workers, unchanged, each over
@@ -52,6 +53,7 @@ struct house {
 	bool ended[WORLD_WORKERS_MAX];
 	struct check_backend_limit backend_limits[WORLD_BACKENDS_MAX];
 	struct check_limits limits;
+	struct sim_slots slots;
 };
 
 struct world {

@@ -1,0 +1,244 @@
+#include "tests/sim/sim_slots.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tests/sim/sim_io.h"
+
+enum {
+	ROWS_MAX = 4096,
+	MOMENT_US = SIM_SECOND, /* that weir may take to see what is free */
+};
+
+/* --- connections --- */
+
+static void count_row(struct sim_slots *slots, struct farm *farm,
+		      const struct sim_io_row *row)
+{
+	if (row->accepted || row->peer == NULL)
+		return;
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		const struct backend *b = farm_at(farm, i);
+		union sim_addr peer;
+
+		if (b == NULL)
+			continue;
+		memset(&peer, 0, sizeof(peer));
+		memcpy(&peer, &b->peer, b->peer_len);
+		if (!sim_addr_equal(&row->peer->sa, &peer.sa))
+			continue;
+		slots->all[i]++;
+		slots->open[i] += !row->ended;
+		return;
+	}
+}
+
+static void count(struct sim_slots *slots, struct farm *farm,
+		  struct io *const *ios, unsigned io_count)
+{
+	static struct sim_io_row rows[ROWS_MAX];
+
+	memset(slots->open, 0, sizeof(slots->open));
+	memset(slots->all, 0, sizeof(slots->all));
+	for (unsigned i = 0; i < io_count; i++) {
+		size_t n = sim_io_rows(ios[i], rows, ROWS_MAX);
+
+		assert(n <= ROWS_MAX);
+		for (size_t k = 0; k < n; k++)
+			count_row(slots, farm, &rows[k]);
+	}
+}
+
+/* --- one backend's books --- */
+
+static unsigned called(struct room *room, int64_t now_ms)
+{
+	struct room_view view;
+
+	if (room == NULL)
+		return 0;
+	room_look(room, now_ms, &view);
+	return view.called;
+}
+
+static void check_limit(struct sim *sim, const struct backend *b)
+{
+	const struct limit *l = &b->limit;
+
+	if (l->l < 1 || l->l > l->ceiling || l->ceiling != b->max_sessions) {
+		sim_violation(sim,
+			      "%s: the learned limit is %.3f, the ceiling %u, "
+			      "max_sessions %u",
+			      b->name, l->l, l->ceiling, b->max_sessions);
+	}
+	if (l->pp > l->p || l->n + l->p > b->inflight ||
+	    b->kept > b->inflight) {
+		sim_violation(sim,
+			      "%s: %u greeted, %u pending, %u probes, %u kept, "
+			      "but %u slots",
+			      b->name, l->n, l->p, l->pp, b->kept, b->inflight);
+	}
+}
+
+static void check_backend(struct sim_slots *slots, struct sim *sim,
+			  struct room *room, const struct backend *b)
+{
+	unsigned open = slots->open[b->index], all = slots->all[b->index];
+	int64_t now_ms = sim_now_us(sim) / SIM_MS + 1;
+
+	check_limit(sim, b);
+	if (open > b->inflight || b->limit.n > all) {
+		sim_violation(sim,
+			      "%s: %u connections and %u being closed, but %u "
+			      "slots, %u greeted",
+			      b->name, open, all - open, b->inflight,
+			      b->limit.n);
+	}
+	if (b->inflight > all && b->inflight > all + called(room, now_ms)) {
+		sim_violation(sim, "%s: %u slots, but %u connections", b->name,
+			      b->inflight, all);
+	}
+}
+
+/* --- the room --- */
+
+static bool has_tried(const struct balancer_need *need, uint16_t index)
+{
+	for (unsigned i = 0; i < need->tried_count; i++) {
+		if (need->tried[i] == index)
+			return true;
+	}
+	return false;
+}
+
+/* Is it in service, beyond doubt, and offers what is needed? */
+static bool is_fit(const struct backend *b, const struct balancer_need *need)
+{
+	return b != NULL && backend_state(b) == HEALTH_UP &&
+	       backend_admin_state(b) == BACKEND_READY && b->ext_known &&
+	       (need->ext & ~b->ext) == 0 && need->size == 0;
+}
+
+/* Is there another one to be tried?  If not, it is to be tried again. */
+static bool others_are_left(struct farm *farm, const struct balancer_need *need)
+{
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		const struct backend *b = farm_at(farm, i);
+
+		if (b != NULL && !has_tried(need, i))
+			return true;
+	}
+	return false;
+}
+
+/* A backend with a slot for what is needed, or NULL. */
+static const struct backend *slot_for(struct farm *farm,
+				      const struct balancer_need *need)
+{
+	bool again = !others_are_left(farm, need);
+
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		const struct backend *b = farm_at(farm, i);
+
+		if (is_fit(b, need) && (again || !has_tried(need, i)) &&
+		    limit_admits(&b->limit) && b->inflight < b->max_sessions)
+			return b;
+	}
+	return NULL;
+}
+
+/* A backend with a slot for somebody who waits, or NULL. */
+static const struct backend *waits_in_vain(struct farm *farm, struct room *room)
+{
+	struct room_turn turn;
+
+	if (room == NULL || room_waiting(room) == 0)
+		return NULL;
+	for (unsigned skip = 0; skip < ROOM_LOOKAHEAD; skip++) {
+		if (!room_next(room, -1, skip, &turn))
+			return NULL;
+		const struct backend *b = slot_for(farm, &turn.need);
+		if (b != NULL)
+			return b;
+	}
+	return NULL;
+}
+
+static bool has_called(const struct room *room, unsigned workers)
+{
+	for (unsigned i = 0; room != NULL && i < workers; i++) {
+		if (room_has_called(room, i))
+			return true;
+	}
+	return false;
+}
+
+/* It is so, or not; and until now it was as it was at the last look. */
+static int64_t note_since(struct sim *sim, int64_t *since_us, bool so)
+{
+	int64_t now_us = sim_now_us(sim);
+	int64_t lasted_us = *since_us == 0 ? 0 : now_us - *since_us;
+
+	if (!so)
+		*since_us = 0;
+	else if (*since_us == 0)
+		*since_us = now_us + 1;
+	return lasted_us;
+}
+
+static void check_room(struct sim_slots *slots, struct sim *sim,
+		       struct farm *farm, struct room *room, unsigned workers)
+{
+	const struct backend *b = waits_in_vain(farm, room);
+	const char *where = b != NULL ? b->name : slots->where;
+
+	if (note_since(sim, &slots->waits_us, b != NULL) > MOMENT_US) {
+		sim_violation(sim, "%u wait, though %s has a slot free",
+			      room_waiting(room), where);
+	}
+	if (note_since(sim, &slots->called_us, has_called(room, workers)) >
+	    MOMENT_US)
+		sim_violation(sim, "somebody was called and is not told");
+	snprintf(slots->where, sizeof(slots->where), "%s", where);
+}
+
+void sim_slots_check(struct sim_slots *slots, struct sim *sim,
+		     struct farm *farm, struct room *room, bool draining,
+		     struct io *const *ios, unsigned io_count)
+{
+	bool changed = false;
+
+	assert(io_count <= SIM_SLOTS_IOS);
+	assert(farm_size(farm) <= SIM_SLOTS_BACKENDS);
+	for (unsigned i = 0; i < io_count; i++) {
+		changed = changed ||
+			  slots->changes[i] != sim_io_changes(ios[i]);
+		slots->changes[i] = sim_io_changes(ios[i]);
+	}
+	if (changed)
+		count(slots, farm, ios, io_count);
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		const struct backend *b = farm_at(farm, i);
+
+		if (b != NULL)
+			check_backend(slots, sim, room, b);
+	}
+	/* Who drains need not serve those who wait. */
+	if (!draining)
+		check_room(slots, sim, farm, room, io_count);
+}
+
+bool sim_slots_are_home(struct farm *farm, struct room *room)
+{
+	for (uint16_t i = 0; i < farm_size(farm); i++) {
+		const struct backend *b = farm_at(farm, i);
+
+		if (b != NULL &&
+		    (b->inflight != 0 || b->kept != 0 || b->limit.n != 0 ||
+		     b->limit.p != 0 || b->limit.pp != 0))
+			return false;
+	}
+	return room == NULL ||
+	       (room_waiting(room) == 0 && called(room, 1) == 0);
+}
