@@ -254,6 +254,12 @@ void session_next(struct session *s, const struct session_env *env,
 	session_turn(s, env, plan);
 }
 
+void session_spare_envelope(struct session *s, const struct session_env *env)
+{
+	/* RCPTs, and DATA. */
+	s->spared = env->config->admission.max_recipients + 1;
+}
+
 bool session_count_error(struct session *s, const struct session_env *env)
 {
 	s->errors++;

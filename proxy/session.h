@@ -235,6 +235,8 @@ struct session {
 	unsigned ahead_rcpts;   /* RCPTs among them */
 	unsigned rcpts_counted; /* against the rate, of this message */
 	unsigned errors;
+	unsigned spared;       /* so many commands more are no mistakes: they
+				  came behind a MAIL that was refused */
 	unsigned messages;     /* transactions that ended with a 2xx */
 	unsigned transactions; /* MAILs that were sent to a backend */
 	unsigned note_len;     /* a reply waits in line[] for its time */

@@ -25,6 +25,11 @@ struct saying {
 
 static void error(const struct saying *c, const char *text)
 {
+	if (c->s->spared > 0) {
+		c->s->spared--;
+		session_say(c->plan, text);
+		return;
+	}
 	session_error(c->s, c->env, c->plan, text);
 }
 
@@ -133,6 +138,7 @@ static bool mail(const struct saying *c)
 		/* RFC 1870, section 6.1: to ask is no mistake. */
 		session_say(c->plan,
 			    "552 5.3.4 Message size exceeds the limit\r\n");
+		session_spare_envelope(s, c->env);
 		return true;
 	}
 	if (s->transaction == SESSION_MAIL_BROKEN) {
@@ -150,6 +156,7 @@ static bool mail(const struct saying *c)
 		stats_add(&c->env->stats->rate_limited, 1);
 		session_say(c->plan, "450 4.7.1 Too many messages from your "
 				     "network, slow down\r\n");
+		session_spare_envelope(s, c->env);
 		return true;
 	}
 	if (s->transactions == 0)
@@ -484,6 +491,9 @@ bool session_command(struct session *s, const struct session_env *env,
 	const struct saying c = { s, env, plan, &cmd, text, len, more };
 	bool done = true;
 
+	/* Only for the rest of that envelope. */
+	if (cmd.verb != SMTP_VERB_RCPT && cmd.verb != SMTP_VERB_DATA)
+		s->spared = 0;
 	if (cmd.verb == SMTP_VERB_RCPT) {
 		done = rcpt(&c);
 	} else if (cmd.verb == SMTP_VERB_DATA) {

@@ -29,6 +29,12 @@ void session_say(struct session_plan *plan, const char *text);
 void session_error(struct session *s, const struct session_env *env,
 		   struct session_plan *plan, const char *text);
 
+/*
+ * MAIL was refused: what its client has pipelined behind it (RFC 2920, section
+ * 3.1) is refused as well, and no mistake.
+ */
+void session_spare_envelope(struct session *s, const struct session_env *env);
+
 /* Count it, without a reply.  False: it was one too many. */
 bool session_count_error(struct session *s, const struct session_env *env);
 

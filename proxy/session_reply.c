@@ -40,6 +40,7 @@ void session_no_backend(struct session *s, const struct session_env *env,
 		return;
 	}
 	session_say(plan, text);
+	session_spare_envelope(s, env);
 	session_end_message(s, plan, stage, class, 451);
 	session_next(s, env, plan);
 }
@@ -187,6 +188,7 @@ static void pass_text(struct session *s, const struct session_env *env,
 
 	act->text = plan->scratch;
 	act->len = (size_t)n;
+	session_spare_envelope(s, env);
 	session_end_message(s, plan, ev->stage, ev->class, code);
 	if (is_obeyed(ev)) {
 		s->state = SESSION_COMMAND;
@@ -438,6 +440,7 @@ static void mail_replied(struct session *s, const struct session_env *env,
 	if (relay_or_close(s, ev, plan))
 		return;
 	let_go(s, ev, plan);
+	session_spare_envelope(s, env);
 	session_end_message(s, plan, BUSY_STAGE_MAIL, ev->class,
 			    session_code_for_client(ev));
 	session_next(s, env, plan);

@@ -720,12 +720,19 @@ static const struct talk aheads[] = {
 		   R(MAIL, POLICY, 550),
 		   X("bind; MAIL FROM:<a@b>; RCPT TO:<c@d>; relay 550; quit; "
 		     "log MAIL policy 550; say 503 5.5.1")),
-	TALK_AHEAD_WITH("the answers to a refused envelope are errors",
+	TALK_AHEAD_WITH("the answers to a refused envelope are no errors",
 			HOW(.max_errors = 2), HELLO, C(ENVELOPE), BOUND,
 			R(MAIL, POLICY, 550),
 			X("bind; " SENT "; relay 550; reset; "
 			  "log MAIL policy 550; say 503 5.5.1; say 503 5.5.1; "
-			  "say 421 4.7.0; close errors")),
+			  "say 503 5.5.1"),
+			C("RCPT TO:<c@d>\r\n"), X("say 503 5.5.1")),
+	TALK_AHEAD_WITH("but what comes behind a command of its own is one",
+			HOW(.max_errors = 2), HELLO, C(ENVELOPE), BOUND,
+			R(MAIL, POLICY, 550), { .kind = SKIP }, C("NOOP\r\n"),
+			X("say 250 2.0.0"), C("DATA\r\n"), X("say 503 5.5.1"),
+			C("DATA\r\n"), X("say 503 5.5.1"), C("DATA\r\n"),
+			X("say 421 4.7.0; close errors")),
 	TALK_AHEAD("421 about the client to MAIL is passed and obeyed", HELLO,
 		   C(ENVELOPE), BOUND, R(MAIL, SESSION, 421),
 		   X("bind; " SENT "; relay 421; reset; log MAIL session 421; "
