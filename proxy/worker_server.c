@@ -667,15 +667,20 @@ void server_reset(struct worker *w, struct server *v)
 
 /* ---- events ---- */
 
-/* One that greets others at once, and not us, is full. */
+/*
+ * One that greets others at once, and not us, is full; but one that is told
+ * who the client is may be looking up its name first.
+ */
 static void await_greeting(struct worker *w, struct server *v)
 {
-	int64_t most_ms = w->timeouts.greeting_ms;
+	int64_t patience_ms = w->timeouts.greeting_ms;
 
 	upstream_connected(&v->upstream, w->now_ms);
-	v->upstream.deadline_ms = w->now_ms +
-				  balancer_patience_ms(w->weir->farm, &v->slot,
-						       most_ms);
+	if (!backend_identity_binds(v->identity)) {
+		patience_ms = balancer_patience_ms(w->weir->farm, &v->slot,
+						   patience_ms);
+	}
+	v->upstream.deadline_ms = w->now_ms + patience_ms;
 }
 
 static void connected(struct worker *w, struct server *v, int result)
