@@ -101,7 +101,8 @@ struct balancer_outcome {
 			    a quarter of the backend's).
 			    A silent greeting is so without being told */
 	uint64_t source;  /* a hash of the client's /32 or /64 */
-	int64_t greet_ms; /* GREET and OK: from the connect's begin to 220 */
+	int64_t greet_ms; /* GREET and OK: from the connect's begin to 220; -1:
+			     the client is in it, its name is looked up */
 };
 
 /*

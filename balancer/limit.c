@@ -412,7 +412,8 @@ enum limit_phase limit_greeted(struct limit *l,
 
 	bool late = l->baseline_ms != 0 && ms > slow_ms(l);
 
-	limit_seed(l, ms, now_ms);
+	if (ms >= 0)
+		limit_seed(l, ms, now_ms);
 	leave(l, phase);
 	l->n++;
 	belie(l, now_ms);

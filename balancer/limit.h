@@ -141,8 +141,8 @@ enum limit_phase limit_dispatched(struct limit *l, bool probe);
 /*
  * Each returns the session's new phase.  phase is what it had.
  *
- * greeted: 220 after ms milliseconds (from the dispatch); whether that was
- * slow, is decided here.  busy: refused; at once: believed without waiting
+ * greeted: 220 after ms milliseconds (from the dispatch; -1: the time is not
+ * to be judged); whether that was slow, is decided here.  busy: refused; at once: believed without waiting
  * for strikes (a cap that the backend named).  maybe: refused without a
  * reason: every second one is a refusal, the others only make the next probe
  * wait, if they were one.  gone: it ended without a verdict,

@@ -420,7 +420,9 @@ static void greeted(struct worker *w, struct server *v)
 		.class = BUSY_OK,
 		.stage = BUSY_STAGE_GREET,
 		.source = v->client != NULL ? v->client->source : 0,
-		.greet_ms = w->now_ms - v->begun_ms,
+		.greet_ms = backend_identity_binds(v->identity)
+				    ? -1
+				    : w->now_ms - v->begun_ms,
 	};
 
 	note(w, v, &outcome);

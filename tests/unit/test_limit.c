@@ -655,6 +655,21 @@ static void slow_is_by_what_is_usual(void **state)
 	}
 }
 
+static void a_time_that_says_nothing_teaches_nothing(void **state)
+{
+	struct limit l;
+
+	(void)state;
+	limit_begin(&l, &policy, LIMIT_MAX, 0);
+	for (unsigned i = 0; i < 2 * LIMIT_BASE_MIN; i++) {
+		limit_dispatched(&l, false);
+		limit_greeted(&l, &policy, LIMIT_PENDING, -1, NOW, RANDOM);
+	}
+	assert_int_equal(l.baseline_ms, 0);
+	assert_int_equal(l.n, 2 * LIMIT_BASE_MIN);
+	assert_int_equal(l.slow, 0);
+}
+
 static void the_baseline_is_the_tenth_percentile_of_ten_minutes(void **state)
 {
 	struct limit l;
@@ -876,6 +891,7 @@ int main(void)
 		cmocka_unit_test(the_limit_never_passes_the_ceiling),
 		cmocka_unit_test(without_a_baseline_nothing_is_slow),
 		cmocka_unit_test(slow_is_by_what_is_usual),
+		cmocka_unit_test(a_time_that_says_nothing_teaches_nothing),
 		cmocka_unit_test(
 			the_baseline_is_the_tenth_percentile_of_ten_minutes),
 		cmocka_unit_test(many_greetings_in_a_minute_keep_their_shares),
