@@ -158,7 +158,7 @@ e2e: all
 FUZZ_NEEDS_config := $(NEEDS_config)
 FUZZ_NEEDS_session := $(CORE) $(wildcard tests/fuzz/session_*.c) \
           $(addprefix tests/sim/,world.c sim_backend.c sim_check.c sim_client.c \
-            sim_io.c sim_net.c)
+            sim_io.c sim_net.c sim_slots.c)
 FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text
 $(FUZZERS:%=$(B)/fuzz_%): $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o \
 		$$(call obj,$$(or $$(FUZZ_NEEDS_$$*),$(PURE)))

@@ -537,6 +537,11 @@ static void bring_clients(void)
 		/* An operator may allow more than the checkers know of. */
 		if (e->letter == 'O')
 			w->houses[0].limits.backend_count = 0;
+		/* And may have two backends at one address, whose connections
+		 * nobody can tell apart. */
+		if (e->letter == 'O' &&
+		    memmem(e->text, e->len, "add", 3) != NULL)
+			w->hushed = true;
 	}
 }
 
