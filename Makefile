@@ -128,8 +128,9 @@ NEEDS_balancer_slots := $(NEEDS_balancer)
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SIM   := $(wildcard tests/sim/*.c)
-SIM_LDFLAGS := -Wl,--wrap=session_step -Wl,--wrap=balancer_release -Wl,--wrap=io_buf_put \
-               -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
+SIM_WRAPS := session_step balancer_release io_buf_put bind_park room_next \
+             io_wake io_wake_from limit_greeted malloc calloc realloc
+SIM_LDFLAGS := $(SIM_WRAPS:%=-Wl,--wrap=%)
 LIBS_ring := -luring
 LIBS_config := -linih
 LIBS_histogram := -lm

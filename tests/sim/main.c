@@ -64,6 +64,13 @@ static void totals_add(struct check_totals *sum, const struct check_totals *t)
 	sum->ended += t->ended;
 	sum->accepted += t->accepted;
 	sum->deeds += t->deeds;
+	sum->waited += t->waited;
+	sum->saturated += t->saturated;
+	sum->reused += t->reused;
+	sum->parked += t->parked;
+	sum->replayed += t->replayed;
+	sum->spilled += t->spilled;
+	sum->final_retries += t->final_retries;
 }
 
 /* --- seeds --- */
@@ -246,6 +253,11 @@ static int do_seeds(const struct options *o)
 	       "deeds %u\n",
 	       t->clients, t->connected, t->greeted, t->refused, t->messages,
 	       t->ended, t->accepted, t->acknowledged, t->deeds);
+	printf("waited %u, turned away as the room was full %u, reused %u, "
+	       "parked %u, replayed %u, spilled %u, refused and given to "
+	       "another %u\n",
+	       t->waited, t->saturated, t->reused, t->parked, t->replayed,
+	       t->spilled, t->final_retries);
 	printf("%" PRIu64 " turns, %.1f h of virtual time in %.1f s\n",
 	       tally.turns, (double)tally.virtual_us / SIM_SECOND / 3600,
 	       (double)(to.tv_sec - from.tv_sec) +

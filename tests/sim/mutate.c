@@ -3,7 +3,13 @@
 #include <string.h>
 
 #include "balancer/balancer.h"
+#include "balancer/limit.h"
+#include "balancer/room.h"
+#include "proxy/config.h"
 #include "proxy/session.h"
+
+struct worker;
+struct server;
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
@@ -23,12 +29,33 @@ void __wrap_balancer_release(struct farm *farm,
 			     const struct balancer_slot *slot);
 void __real_io_buf_put(struct io *io, struct io_buf *buf);
 void __wrap_io_buf_put(struct io *io, struct io_buf *buf);
+void bind_keep(struct worker *w, struct server *v);
+void __real_bind_park(struct worker *w, struct server *v);
+void __wrap_bind_park(struct worker *w, struct server *v);
+bool __real_room_next(struct room *room, int prefer, unsigned skip,
+		      struct room_turn *turn);
+bool __wrap_room_next(struct room *room, int prefer, unsigned skip,
+		      struct room_turn *turn);
+void __real_io_wake(struct io *io);
+void __wrap_io_wake(struct io *io);
+void __real_io_wake_from(struct io *from, struct io *to);
+void __wrap_io_wake_from(struct io *from, struct io *to);
+enum limit_phase __real_limit_greeted(struct limit *l,
+				      const struct limit_policy *policy,
+				      enum limit_phase phase, int64_t ms,
+				      int64_t now_ms, uint64_t random);
+enum limit_phase __wrap_limit_greeted(struct limit *l,
+				      const struct limit_policy *policy,
+				      enum limit_phase phase, int64_t ms,
+				      int64_t now_ms, uint64_t random);
 
 enum {
 	RECORD_MAX = 60000, /* octets of a conversation kept for a replay */
 	EVERY_RELEASE = 7,
 	EVERY_PUT = 40,
 	ENOUGH_BODY = 700,
+	EVERY_WAITER = 4,
+	EVERY_GREETING = 5,
 };
 
 /* One run has one bug; there is one run at a time. */
@@ -55,6 +82,11 @@ static const char *const names[MUTATE_BUGS] = {
 	[MUTATE_STALE_EVENT] = "stale-event",
 	[MUTATE_ALTERED] = "altered-octet",
 	[MUTATE_LEAK] = "leaked-buffer",
+	[MUTATE_REPLAY_AGAIN] = "replay-unanswered",
+	[MUTATE_CARRIED_OVER] = "carried-over",
+	[MUTATE_FORGOTTEN] = "forgotten-waiter",
+	[MUTATE_LOST_WAKE_UP] = "lost-wake-up",
+	[MUTATE_ABOVE_CEILING] = "above-ceiling",
 };
 
 const char *mutate_name(unsigned bug)
@@ -78,15 +110,10 @@ unsigned mutate_count(void)
 
 /* --- between the modules --- */
 
-void __wrap_session_step(struct session *s, const struct session_env *env,
-			 const struct session_event *event,
-			 struct session_plan *plan)
+static void early_250(struct session_plan *plan)
 {
 	static const char early[] = "250 2.0.0 Ok: queued\r\n";
 
-	__real_session_step(s, env, event, plan);
-	if (now.bug != MUTATE_EARLY_250)
-		return;
 	for (unsigned i = 0; i < plan->count; i++) {
 		const struct session_act *act = &plan->acts[i];
 
@@ -102,6 +129,117 @@ void __wrap_session_step(struct session *s, const struct session_env *env,
 		now.count++;
 		return;
 	}
+}
+
+/* No reply to the end of what was held: taken for "not now". */
+static bool again(struct session *s, const struct session_env *env,
+		  const struct session_event *event, struct session_plan *plan)
+{
+	static const char busy[] = "452 4.3.1 Insufficient storage\r\n";
+	struct session_event refused = {
+		.kind = SESSION_IN_REPLY,
+		.stage = BUSY_STAGE_EOD,
+		.class = BUSY_BUSY,
+		.code = 452,
+		.data = busy,
+		.len = sizeof(busy) - 1,
+	};
+	unsigned kept = 0;
+
+	if (event->kind != SESSION_IN_LOST || s->state != SESSION_FINAL ||
+	    s->listener->slot != CONFIG_SLOT_BODY)
+		return false;
+	__real_session_step(s, env, &refused, plan);
+	/* Its connection is gone already. */
+	for (unsigned i = 0; i < plan->count; i++) {
+		if (plan->acts[i].what != SESSION_DO_QUIT)
+			plan->acts[kept++] = plan->acts[i];
+	}
+	plan->count = kept;
+	now.count++;
+	return true;
+}
+
+void __wrap_session_step(struct session *s, const struct session_env *env,
+			 const struct session_event *event,
+			 struct session_plan *plan)
+{
+	if (now.bug == MUTATE_REPLAY_AGAIN && again(s, env, event, plan))
+		return;
+	__real_session_step(s, env, event, plan);
+	if (now.bug == MUTATE_EARLY_250)
+		early_250(plan);
+}
+
+/* RSET is not said. */
+void __wrap_bind_park(struct worker *w, struct server *v)
+{
+	if (now.bug != MUTATE_CARRIED_OVER) {
+		__real_bind_park(w, v);
+		return;
+	}
+	now.count++;
+	bind_keep(w, v);
+}
+
+bool __wrap_room_next(struct room *room, int prefer, unsigned skip,
+		      struct room_turn *turn)
+{
+	bool found = __real_room_next(room, prefer, skip, turn);
+
+	if (!found || now.bug != MUTATE_FORGOTTEN || sim_slots_are_looking() ||
+	    turn->ticket % EVERY_WAITER != 0)
+		return found;
+	now.count++;
+	return false;
+}
+
+/* Has this worker somebody to be told? */
+static bool has_called(const struct io *io)
+{
+	const struct world *w = now.world;
+
+	for (unsigned k = 0; k < w->house_count; k++) {
+		const struct house *h = &w->houses[k];
+
+		for (unsigned i = 0; i < h->weir.worker_count; i++) {
+			if (h->ios[i] == io)
+				return room_has_called(h->weir.room, i);
+		}
+	}
+	return false;
+}
+
+void __wrap_io_wake(struct io *io)
+{
+	if (now.bug == MUTATE_LOST_WAKE_UP && has_called(io))
+		now.count++;
+	else
+		__real_io_wake(io);
+}
+
+void __wrap_io_wake_from(struct io *from, struct io *to)
+{
+	if (now.bug == MUTATE_LOST_WAKE_UP && has_called(to))
+		now.count++;
+	else
+		__real_io_wake_from(from, to);
+}
+
+enum limit_phase __wrap_limit_greeted(struct limit *l,
+				      const struct limit_policy *policy,
+				      enum limit_phase phase, int64_t ms,
+				      int64_t now_ms, uint64_t random)
+{
+	enum limit_phase to = __real_limit_greeted(l, policy, phase, ms, now_ms,
+						   random);
+
+	if (now.bug == MUTATE_ABOVE_CEILING && l->n + 1 >= l->ceiling &&
+	    ++now.calls % EVERY_GREETING == 0) {
+		l->l = (double)l->ceiling + 1;
+		now.count++;
+	}
+	return to;
 }
 
 void __wrap_balancer_release(struct farm *farm,

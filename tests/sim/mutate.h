@@ -20,6 +20,12 @@ enum mutate_bug {
 	MUTATE_STALE_EVENT,   /* an event behind IO_CLOSED */
 	MUTATE_ALTERED,       /* an octet of a body changed */
 	MUTATE_LEAK,          /* a buffer that nobody puts back */
+	MUTATE_REPLAY_AGAIN,  /* a held body sent again, though its end was
+				 sent and not answered */
+	MUTATE_CARRIED_OVER,  /* a connection kept with a transaction open */
+	MUTATE_FORGOTTEN,     /* a waiter whose turn never comes */
+	MUTATE_LOST_WAKE_UP,  /* a waiter called, and nobody wakes its worker */
+	MUTATE_ABOVE_CEILING, /* a learned limit above max_sessions */
 	MUTATE_BUGS,
 };
 

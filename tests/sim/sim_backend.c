@@ -743,7 +743,8 @@ static void body_deed(struct conn *c)
 		lie(c);
 
 	struct saying *s = do_deed(c, "", 0);
-	if (c->deed.kind != SIM_DEED_SAY || s == NULL)
+	if ((c->deed.kind != SIM_DEED_SAY && c->deed.kind != SIM_DEED_BYE) ||
+	    s == NULL)
 		return;
 	/* That is the reply to all of it: there will be no other. */
 	s->final = true;

@@ -51,7 +51,10 @@ struct check_message {
 
 struct check_totals {
 	unsigned clients, connected, greeted, refused, messages, acknowledged,
-		ended, accepted, lost, probes, deeds;
+		ended, accepted, deeds;
+	/* of weirs' own counters */
+	unsigned waited, saturated, reused, parked, replayed, spilled,
+		final_retries;
 };
 
 struct check *check_new(struct sim *sim);

@@ -8,7 +8,8 @@
 
 enum {
 	ROWS_MAX = 4096,
-	MOMENT_US = SIM_SECOND, /* that weir may take to see what is free */
+	FREE_US = 200 * SIM_MS,  /* that weir may take to see what is free */
+	CALLED_US = 20 * SIM_MS, /* and to tell who was called */
 };
 
 /* --- connections --- */
@@ -103,6 +104,13 @@ static void check_backend(struct sim_slots *slots, struct sim *sim,
 
 /* --- the room --- */
 
+static bool looking;
+
+bool sim_slots_are_looking(void)
+{
+	return looking;
+}
+
 static bool has_tried(const struct balancer_need *need, uint16_t index)
 {
 	for (unsigned i = 0; i < need->tried_count; i++) {
@@ -190,15 +198,17 @@ static int64_t note_since(struct sim *sim, int64_t *since_us, bool so)
 static void check_room(struct sim_slots *slots, struct sim *sim,
 		       struct farm *farm, struct room *room, unsigned workers)
 {
+	looking = true;
 	const struct backend *b = waits_in_vain(farm, room);
+	looking = false;
 	const char *where = b != NULL ? b->name : slots->where;
 
-	if (note_since(sim, &slots->waits_us, b != NULL) > MOMENT_US) {
+	if (note_since(sim, &slots->waits_us, b != NULL) > FREE_US) {
 		sim_violation(sim, "%u wait, though %s has a slot free",
 			      room_waiting(room), where);
 	}
 	if (note_since(sim, &slots->called_us, has_called(room, workers)) >
-	    MOMENT_US)
+	    CALLED_US)
 		sim_violation(sim, "somebody was called and is not told");
 	snprintf(slots->where, sizeof(slots->where), "%s", where);
 }

@@ -1,6 +1,7 @@
 #ifndef SIM_SLOTS_H
 #define SIM_SLOTS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "balancer/backend.h"
@@ -37,6 +38,9 @@ struct sim_slots {
 void sim_slots_check(struct sim_slots *slots, struct sim *sim,
 		     struct farm *farm, struct room *room, bool draining,
 		     struct io *const *ios, unsigned io_count);
+
+/* Is it this that asks the product something just now? */
+bool sim_slots_are_looking(void);
 
 /* When all is quiet nothing is counted any more.  False: it is. */
 bool sim_slots_are_home(struct farm *farm, struct room *room);

@@ -488,6 +488,7 @@ void storm_run(uint64_t seed, unsigned bug, FILE *trace,
 	result->hash = sim_hash(s->sim);
 	result->turns = s->world.turns;
 	result->virtual_us = sim_now_us(s->sim);
+	world_count(&s->world);
 	result->totals = *check_totals(s->world.check);
 	for (unsigned i = 0; i < OPERATORS_MAX; i++)
 		sim_operator_free(&s->operator[i]);

@@ -482,6 +482,32 @@ bool world_drain(struct world *w, int64_t within_us)
 
 /* --- the books --- */
 
+static unsigned counted(const struct world *w, enum stats_index which)
+{
+	uint64_t sum = 0;
+
+	for (unsigned k = 0; k < w->house_count; k++) {
+		const struct house *h = &w->houses[k];
+
+		for (unsigned i = 0; i < h->weir.worker_count; i++)
+			sum += stats_get(&h->weir.stats[i], which);
+	}
+	return (unsigned)sum;
+}
+
+void world_count(struct world *w)
+{
+	struct check_totals *t = check_totals(w->check);
+
+	t->waited += counted(w, STATS_waited);
+	t->saturated += counted(w, STATS_saturated);
+	t->reused += counted(w, STATS_reused);
+	t->parked += counted(w, STATS_parked);
+	t->replayed += counted(w, STATS_replayed);
+	t->spilled += counted(w, STATS_spilled);
+	t->final_retries += counted(w, STATS_final_retries);
+}
+
 static uint64_t opened_by(const struct house *h)
 {
 	uint64_t sum = 0;

@@ -119,6 +119,9 @@ void world_stop(struct world *w);
 /* Drain; true: all weirs ended in time. */
 bool world_drain(struct world *w, int64_t within_us);
 
+/* Add what weirs have counted to the totals of the checkers. */
+void world_count(struct world *w);
+
 /* The books must balance: at the end, when all workers have ended. */
 void world_check_books(struct world *w);
 
