@@ -102,16 +102,24 @@ enum load_limit_verdict load_limit_note(struct load_limit *limit,
 	return verdict;
 }
 
-uint64_t load_limit_knee(const struct load_limit_sample *samples, size_t count,
-			 uint64_t good)
+static double best_rate(const struct load_limit_sample *samples, size_t count,
+			uint64_t good)
 {
 	double best = 0;
-	uint64_t knee = 0;
 
 	for (size_t i = 0; i < count; i++) {
 		if (samples[i].sessions <= good && samples[i].rate > best)
 			best = samples[i].rate;
 	}
+	return best;
+}
+
+uint64_t load_limit_knee(const struct load_limit_sample *samples, size_t count,
+			 uint64_t good)
+{
+	double best = best_rate(samples, count, good);
+	uint64_t knee = 0;
+
 	for (size_t i = 0; i < count; i++) {
 		const struct load_limit_sample *s = &samples[i];
 
@@ -122,4 +130,19 @@ uint64_t load_limit_knee(const struct load_limit_sample *samples, size_t count,
 			knee = s->sessions;
 	}
 	return knee;
+}
+
+uint64_t load_limit_at_work(const struct load_limit_sample *samples,
+			    size_t count, const struct load_limit *limit,
+			    uint64_t messages)
+{
+	double rate = best_rate(samples, count, limit->good);
+
+	assert(messages > 0);
+	if (rate <= 0 || limit->alone_us == 0)
+		return 0;
+	double busy = rate / (double)messages * (double)limit->alone_us / 1e6;
+	uint64_t whole = (uint64_t)(busy + 0.5);
+
+	return whole > 0 ? whole : 1;
 }

@@ -88,4 +88,13 @@ enum load_limit_verdict load_limit_note(struct load_limit *limit,
 uint64_t load_limit_knee(const struct load_limit_sample *samples, size_t count,
 			 uint64_t good);
 
+/*
+ * How many sessions the server works on at once, when up to `good` are open:
+ * the best rate, in sessions a second, times what one alone takes (Little's
+ * law); what is open beyond that waits.  At least 1, or 0 if nothing is known.
+ */
+uint64_t load_limit_at_work(const struct load_limit_sample *samples,
+			    size_t count, const struct load_limit *limit,
+			    uint64_t messages);
+
 #endif

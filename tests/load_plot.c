@@ -156,6 +156,12 @@ static uint64_t knee_of(const struct load_find *find)
 			       find->limit.good);
 }
 
+static uint64_t at_work(const struct load_find *find)
+{
+	return load_limit_at_work(find->taken, find->taken_count, &find->limit,
+				  find->load->options.messages);
+}
+
 /* A duration without the columns' blanks. */
 static void put_short_time(FILE *out, uint64_t us)
 {
@@ -249,8 +255,9 @@ static void put_answer(const struct load_find *find, FILE *out)
 	if (knee > 0 && (double)knee <= (double)limit->good * knee_told) {
 		fprintf(out,
 			" More than %llu at a time bring no more messages: "
-			"they wait.",
-			(unsigned long long)knee);
+			"it works on about %llu, the others wait.",
+			(unsigned long long)knee,
+			(unsigned long long)at_work(find));
 	}
 	fputc('\n', out);
 }
@@ -344,12 +351,14 @@ void load_plot_json(const struct load_find *find, FILE *out)
 	fprintf(out,
 		"{\"target\": \"%s\", \"seed\": %llu, \"seconds\": %.6f, "
 		"\"end\": \"%s\", \"sessions\": %llu, "
-		"\"messages_per_second\": %.3f, \"knee\": %llu",
+		"\"messages_per_second\": %.3f, \"knee\": %llu, "
+		"\"at_work\": %llu",
 		load->options.target_text,
 		(unsigned long long)load->options.seed,
 		(double)(load->now_us - load->start_us) / 1e6,
 		end_names[find->end], (unsigned long long)limit->good,
-		rate_at(find, limit->good), (unsigned long long)knee_of(find));
+		rate_at(find, limit->good), (unsigned long long)knee_of(find),
+		(unsigned long long)at_work(find));
 	fprintf(out, ", \"alone_us\": %llu, \"band_us\": %llu, \"no\": ",
 		(unsigned long long)limit->alone_us,
 		(unsigned long long)limit->band_us);

@@ -759,6 +759,8 @@ class FindLimit(Case):
         self.assertGreaterEqual(report["sessions"], 2)
         self.assertLess(report["sessions"], 32)
         self.assertIn("it is slow", report["answer"])
+        self.assertIn("the others wait", report["answer"])
+        self.assertIn(report["at_work"], (1, 2, 3))
 
     def test_those_that_hang(self):
         report, _, _ = self.find(",slots=3,busy=silent,eod-delay=20ms",

@@ -297,6 +297,32 @@ static void beyond_the_knee_more_sessions_bring_no_more(void **state)
 	assert_int_equal(load_limit_knee(samples, COUNT(samples), 0), 0);
 }
 
+/* 450 a second that take 100 ms alone: 45 at work, whatever waits. */
+static void those_at_work_are_told_from_those_that_wait(void **state)
+{
+	static const struct load_limit_sample samples[] = {
+		{ .sessions = 1, .rate = 10 },
+		{ .sessions = 64, .rate = 440 },
+		{ .sessions = 128, .rate = 450 },
+		{ .sessions = 256, .rate = 900 }, /* beyond the limit */
+	};
+	struct load_limit limit = { .good = 128, .alone_us = 100 * MS };
+
+	(void)state;
+	assert_int_equal(load_limit_at_work(samples, COUNT(samples), &limit, 1),
+			 45);
+	/* Five messages a session: a fifth of the sessions a second. */
+	assert_int_equal(load_limit_at_work(samples, COUNT(samples), &limit, 5),
+			 9);
+	limit.good = 1;
+	assert_int_equal(load_limit_at_work(samples, COUNT(samples), &limit, 1),
+			 1);
+	limit.good = 0;
+	assert_int_equal(load_limit_at_work(samples, COUNT(samples), &limit, 1),
+			 0);
+	assert_int_equal(load_limit_at_work(samples, 0, &limit, 1), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -306,6 +332,7 @@ int main(void)
 		cmocka_unit_test(the_first_step_makes_the_band),
 		cmocka_unit_test(a_step_ends_early_only_when_it_is_sure),
 		cmocka_unit_test(beyond_the_knee_more_sessions_bring_no_more),
+		cmocka_unit_test(those_at_work_are_told_from_those_that_wait),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
