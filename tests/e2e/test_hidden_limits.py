@@ -7,11 +7,13 @@ also run three mail servers, 70 clients and perhaps a compiler, a new
 connection takes its time, and no proxy fills that.
 """
 
+import json
 import os
 import random
 import re
 import time
 
+import backend
 import lib
 import mail
 import mta
@@ -96,3 +98,109 @@ class HiddenLimits(lib.Case):
         self.overload(mta.Postfix(process_limit=20, per_client=15),
                       mta.Exim(accept_max=10, per_host=8),
                       mta.OpenSmtpd(descriptors=32), workers=1)
+
+
+class Learned(lib.Case):
+    """What one backend tells of its limit, and who is told."""
+
+    def crowded(self, slots):
+        """A server with so many slots, that says so to whoever comes then."""
+        server = backend.Backend()
+        good = backend.script()
+
+        def play(peer):
+            if server.open <= slots:
+                good(peer)
+                return
+            server.leave(peer)
+            peer.send("421 4.3.2 Too many concurrent connections")
+        server.play = play
+        return self.start(server)
+
+    def weir_with(self, backends, **sections):
+        sections.setdefault("health", {"interval": "1h"})
+        sections.setdefault("farm", {"linger": "0"})
+        self.weir = self.start(weir.Weir(
+            [(f"b{i}", b, dict({"max_sessions": "auto"}, **keys))
+             for i, (b, keys) in enumerate(backends)], **sections)).up()
+        lib.wait_until(lambda: all(b.open == 0 for b, _ in backends),
+                       "the probes are over")
+
+    def client(self):
+        client = smtp.Client(self.weir.port)
+        self.addCleanup(client.close)
+        client.hello()
+        return client
+
+    def hold(self, count):
+        """So many whose MAIL was answered."""
+        clients = [self.client() for _ in range(count)]
+        for client in clients:
+            smtp.envelope(client, mail.Message("held"))
+        return clients
+
+    def limits(self, name="b0"):
+        rows = json.loads(self.weir.ctl("show", "limits", "json"))["limits"]
+        return next(row for row in rows if row["name"] == name)
+
+    def test_it_grows_to_what_is_taken_and_no_further(self):
+        self.weir_with([(self.crowded(9), {})])
+        self.assertEqual(self.limits()["limit"], 4)
+        clients = self.hold(9)
+        late = self.client()
+        late.send(b"MAIL FROM:<late@sender.test>\r\n")
+        lib.wait_until(lambda: self.limits()["retries_refused"],
+                       "it was asked for one more")
+        row = self.limits()
+        self.assertEqual((row["limit"], row["greeted"]), (9, 9))
+        self.assertEqual(self.weir.row("b0")["state"], "up")
+        clients[0].quit()
+        self.assertEqual(late.reply()[0], 250)
+        self.assertEqual(self.limits()["limit"], 9)
+
+    def test_max_sessions_is_the_ceiling(self):
+        self.weir_with([(self.crowded(9), {"max_sessions": 6})],
+                       room={"wait": "500ms", "saturated_after": "1h"})
+        self.hold(6)
+        late = self.client()
+        code, text = late.cmd("MAIL FROM:<late@sender.test>")
+        self.assertEqual((code, text[:5]), (451, "4.3.2"))
+        self.assertEqual(self.backends_asked(), 6)
+        self.assertEqual(self.limits()["limit"], 6)
+        self.weir.ctl("set", "backend", "b0", "max_sessions", "auto")
+        self.assertEqual(late.cmd("MAIL FROM:<late@sender.test>")[0], 250)
+
+    def backends_asked(self):
+        return sum(len(thing.mails()) for _, thing, _ in self.weir.backends)
+
+    def test_the_log_says_where_it_was_refused_and_where_it_went(self):
+        tight = self.crowded(2)
+        self.weir_with([(tight, {"max_sessions": 50, "weight": 1000}),
+                        (self.start(backend.Backend()), {"max_sessions": 50})])
+        clients = self.hold(2)
+        self.assertEqual(len(tight.mails()), 2)
+        message = mail.Message("moved")
+        clients.append(self.client())
+        smtp.send_plain(clients[-1], message)
+        line = lib.wait_until(lambda: self.weir.log("event=message",
+                                                    "moved@"), "it is logged")
+        self.assertEqual((line[0]["backend"], line[0]["refused"]),
+                         ("b1", "b0:GREET:busy"))
+        line = self.weir.log("event=backend_refused", "backend=b0")
+        self.assertEqual(line[0]["code"], "421")
+
+    def test_observe_acts_on_nothing(self):
+        tight = self.crowded(2)
+        self.weir_with([(tight, {"max_sessions": 50, "weight": 1000}),
+                        (self.start(backend.Backend()), {"max_sessions": 50})],
+                       farm={"busy": "observe", "linger": "0"})
+        self.hold(2)
+        for i in range(10):
+            with self.client() as client:
+                smtp.send_plain(client, mail.Message(f"m{i}"))
+                client.quit()
+        # it learns, and asks there all the same
+        self.assertEqual(self.limits()["limit"], 2)
+        self.assertEqual(self.weir.row("b0")["state"], "up")
+        self.assertEqual(len(self.weir.log("event=backend_refused",
+                                           "backend=b0")), 10)

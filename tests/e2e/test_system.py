@@ -162,7 +162,8 @@ class Reload(Case):
         self.proxy()
         text = self.weir.text()
         crowd = self.load("reload", 600, pause=0.005)
-        self.reload(text + f"\n[backend b]\naddress = {other.address}\n")
+        self.reload(text + f"\n[backend b]\naddress = {other.address}\n"
+                    "max_sessions = 100\n")
         lib.wait_until(lambda: other.kept, "the new one is used")
         self.reload(text)
         self.all_acked(crowd)
