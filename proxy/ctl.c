@@ -104,6 +104,28 @@ static size_t find_end(const struct ctl_answer *a, unsigned count)
 	}
 }
 
+/*
+ * Not a word came.  weir gives 16 operators an answer, tells 16 more that they
+ * are too many, and closes at once what comes beyond; a command that it has
+ * not read then makes a reset of the end.
+ */
+static void complain_of_silence(int error)
+{
+	if (error == EAGAIN)
+		(void)fprintf(stderr,
+			      "weirctl: no answer in %d s: weir is stopped or "
+			      "overloaded\n",
+			      WAIT_S);
+	else if (error == 0 || error == ECONNRESET)
+		(void)fprintf(stderr,
+			      "weirctl: weir closed the connection: too many "
+			      "operators are connected, or weir is ending; try "
+			      "again, or end other weirctl\n");
+	else
+		(void)fprintf(stderr, "weirctl: no answer: %s\n",
+			      strerror(error));
+}
+
 /* Read so many answers, or to the end of the stream.  False: complained. */
 static bool receive(int fd, struct ctl_answer *a, unsigned count)
 {
@@ -120,18 +142,17 @@ static bool receive(int fd, struct ctl_answer *a, unsigned count)
 		n = recv(fd, a->text + a->len, a->size - a->len - 1, 0);
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n <= 0 && a->len == 0) {
+			complain_of_silence(n < 0 ? errno : 0);
+			return false;
+		}
 		if (n < 0) {
-			(void)fprintf(stderr, "weirctl: no answer: %s\n",
+			(void)fprintf(stderr, "weirctl: half an answer: %s\n",
 				      strerror(errno));
 			return false;
 		}
 		a->len += (size_t)n;
 		end = n == 0 ? a->len : find_end(a, count);
-		if (n == 0 && a->len == 0) {
-			(void)fprintf(stderr,
-				      "weirctl: weir closed the connection\n");
-			return false;
-		}
 	}
 	a->len = end;
 	a->text[a->len] = '\0';

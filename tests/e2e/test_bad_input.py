@@ -7,6 +7,7 @@ import resource
 import socket
 import struct
 import subprocess
+import threading
 
 import backend
 import lib
@@ -378,3 +379,42 @@ class Control(lib.Case):
                             "show", "info")
         self.assertEqual(done.returncode, 1)
         self.assertIn("/nonexistent", done.stdout)
+
+    def crowd(self, count):
+        for _ in range(count):
+            sock = socket.socket(socket.AF_UNIX)
+            self.addCleanup(sock.close)
+            sock.connect(self.weir.control)
+
+    def test_too_many_operators_are_told_so(self):
+        self.crowd(16)
+        done = self.command(weir.program("weirctl"), "-s", self.weir.control,
+                            "show", "info")
+        self.assertEqual(done.returncode, 2)
+        self.assertEqual(done.stdout, "error: too many connections\n")
+
+    def test_whoever_is_closed_without_a_word_is_told_why(self):
+        path = os.path.join(world.work(), "full.sock")
+        with socket.socket(socket.AF_UNIX) as full:
+            full.bind(path)
+            self.addCleanup(os.unlink, path)
+            full.listen()
+
+            def close_all(unread):
+                # what is not read makes a reset of the end
+                for _ in range(2):
+                    sock, _ = full.accept()
+                    if not unread:
+                        sock.recv(4096)
+                    sock.close()
+            for unread in (True, False):
+                thread = threading.Thread(target=close_all, args=(unread,))
+                thread.start()
+                for words in (("show", "info"), ("status",)):
+                    with self.subTest(unread=unread, words=words):
+                        done = self.command(weir.program("weirctl"), "-s",
+                                            path, *words)
+                        self.assertEqual(done.returncode, 1)
+                        self.assertIn("too many operators are connected",
+                                      done.stdout)
+                thread.join()
