@@ -322,6 +322,8 @@ bool session_retry_final(struct session *s, const struct session_env *env,
 			 const struct session_event *ev,
 			 struct session_plan *plan)
 {
+	if (env->config->farm.observe)
+		return false;
 	if (!s->whole || s->message.final_retried || s->client_gone ||
 	    ev->class != BUSY_BUSY || ev->code / 100 != 4 ||
 	    env->now_ms - s->message.end_ms >= FINAL_RETRY_MS)

@@ -227,7 +227,6 @@ struct worker {
 	struct server *free_servers;
 	struct server lingering; /* list head, the longest first */
 	struct server kept;      /* list head, the last used first */
-	unsigned yielding;       /* connections whose slots are on their way */
 	unsigned waiters;        /* clients of ours in the waiting room */
 	/* List head: those that hold a slot while their body comes, the
 	 * longest first. */
@@ -383,6 +382,10 @@ void server_set_timer(struct worker *w, struct server *v);
 
 /* Whether the client still owes octets of a chunk that was announced. */
 void server_chunk(struct worker *w, struct server *v, bool open);
+
+/* It was parted from so that its slot goes to a waiter; and it has. */
+void server_yield(struct worker *w, struct server *v);
+void server_yielded(struct worker *w, struct server *v);
 
 /* Not even a connect could be begun: what failed, for health and the log. */
 void server_unreachable(struct worker *w, struct server *v);

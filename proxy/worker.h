@@ -56,6 +56,9 @@ struct weir {
 	/* Of each worker: connections that nobody uses, and whose slots go to
 	 * whoever waits for one. */
 	_Atomic unsigned idle[WEIR_WORKERS_MAX];
+	/* Connections, of all workers, that were parted from for their slots,
+	 * which are not free yet: no more are than sessions wait. */
+	_Atomic unsigned yielding;
 	/* Grows when an operator has taken a backend out of service: then no
 	 * worker keeps idle connections to it. */
 	_Atomic unsigned retired;

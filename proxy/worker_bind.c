@@ -105,10 +105,7 @@ void bind_park(struct worker *w, struct server *v)
 void bind_cleared(struct worker *w, struct server *v, unsigned code)
 {
 	v->clearing = false;
-	if (v->yielding) {
-		v->yielding = false;
-		w->yielding--;
-	}
+	server_yielded(w, v);
 	if (code / 100 != 2 || w->draining || !is_idle(v) || !keep(w, v))
 		server_quit(w, v);
 }
@@ -122,8 +119,7 @@ bool bind_make_room(struct worker *w)
 	if (v == &w->lingering)
 		return false;
 	server_quit(w, v);
-	v->yielding = true;
-	w->yielding++;
+	server_yield(w, v);
 	return true;
 }
 

@@ -267,6 +267,9 @@ void hold_trace(struct worker *w, struct client *c)
 	size_t len = write_trace(w, c, text);
 
 	assert(c->server != NULL);
-	if (!work_queue_text(w, &c->server->out, IO_SMALL, text, len))
+	/* A reload may have changed our name, and a chunk is announced with
+	 * the length that the field had: the session cannot go on. */
+	if ((c->session.message.chunked && len != c->session.trace_len) ||
+	    !work_queue_text(w, &c->server->out, IO_SMALL, text, len))
 		c->starved = true;
 }

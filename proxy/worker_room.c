@@ -214,13 +214,21 @@ static bool serve(struct worker *w, unsigned *skip, bool *full)
 	return ++*skip < ROOM_LOOKAHEAD;
 }
 
+/* Are there waiters for whom no slot is on its way yet? */
+static bool is_wanted(const struct worker *w)
+{
+	return atomic_load(&w->weir->yielding) < room_waiting(w->weir->room);
+}
+
 /* Idle connections have slots that are wanted now: ours, and others'. */
 static void yield(struct worker *w)
 {
 	struct weir *weir = w->weir;
 
-	while (w->yielding < room_waiting(weir->room) && bind_make_room(w))
+	while (is_wanted(w) && bind_make_room(w))
 		;
+	if (!is_wanted(w))
+		return;
 	for (unsigned i = 0; i < weir->worker_count; i++) {
 		if (i != w->index && weir->workers[i] != NULL &&
 		    atomic_load(&weir->idle[i]) > 0)
@@ -236,10 +244,8 @@ static void ask_back(struct worker *w, struct client *c)
 
 	assert(v != NULL);
 	client_tell(w, c, &crowded);
-	if (v->client != NULL || v->yielding)
-		return;
-	v->yielding = true;
-	w->yielding++;
+	if (v->client == NULL)
+		server_yield(w, v);
 }
 
 /*
@@ -248,12 +254,11 @@ static void ask_back(struct worker *w, struct client *c)
  */
 static void hurry_holders(struct worker *w)
 {
-	uint32_t wanted = room_waiting(w->weir->room);
 	struct client *c = w->holders.next_holder;
 	struct client *next;
 
-	for (unsigned seen = 0; c != &w->holders && w->yielding < wanted &&
-				seen < WORK_HOLDERS_SCAN;
+	for (unsigned seen = 0;
+	     c != &w->holders && is_wanted(w) && seen < WORK_HOLDERS_SCAN;
 	     seen++, c = next) {
 		next = c->next_holder;
 		if (w->now_ms < session_park_ms(&c->session))
@@ -263,7 +268,10 @@ static void hurry_holders(struct worker *w)
 	}
 }
 
-/* When the next of them is to be asked. */
+/*
+ * When the next of them may be asked.  Those that could have been asked and
+ * were not, are not needed: what changes that is an event, and no time.
+ */
 static int64_t holders_due_ms(const struct worker *w)
 {
 	const struct client *c = w->holders.next_holder;
@@ -273,7 +281,7 @@ static int64_t holders_due_ms(const struct worker *w)
 	     seen++, c = c->next_holder) {
 		int64_t park_ms = session_park_ms(&c->session);
 
-		if (park_ms < at_ms)
+		if (park_ms > w->now_ms && park_ms < at_ms)
 			at_ms = park_ms;
 	}
 	return at_ms;

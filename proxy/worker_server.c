@@ -46,15 +46,28 @@ struct server *server_new(struct worker *w)
 	return v;
 }
 
+void server_yield(struct worker *w, struct server *v)
+{
+	if (v->yielding)
+		return;
+	v->yielding = true;
+	atomic_fetch_add(&w->weir->yielding, 1);
+}
+
+void server_yielded(struct worker *w, struct server *v)
+{
+	if (!v->yielding)
+		return;
+	v->yielding = false;
+	atomic_fetch_sub(&w->weir->yielding, 1);
+}
+
 void server_free(struct worker *w, struct server *v, bool slot)
 {
 	work_hush(&v->work);
 	if (slot)
 		balancer_release(w->weir->farm, &v->slot);
-	if (v->yielding) {
-		assert(w->yielding > 0);
-		w->yielding--;
-	}
+	server_yielded(w, v);
 	v->next = w->free_servers;
 	w->free_servers = v;
 	assert(w->server_count > 0);
