@@ -198,7 +198,8 @@ static void put_no(const struct load_find *find, FILE *out)
 		return;
 	}
 	if (no->sample.ended == 0) {
-		fputs("no session comes to its end", out);
+		fputs("no session comes to its end within a step (see --step)",
+		      out);
 		return;
 	}
 	if (no->sample.late > 0) {
