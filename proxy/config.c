@@ -274,6 +274,88 @@ static void check_backend(struct config_reading *r)
 		complain_at(r, seen_of(r, reuse)->line, "%s", reuse_rule);
 }
 
+/* A connection to any address at all goes to the loopback one. */
+static struct cidr_addr destination(struct cidr_addr addr)
+{
+	static const struct cidr_addr any;
+
+	if (cidr_addr_equal(&addr, &any)) {
+		addr.octets[15] = 1; /* ::1 */
+	} else if (cidr_addr_is_v4(&addr) &&
+		   memcmp(addr.octets + 12, any.octets, 4) == 0) {
+		addr.octets[12] = 127; /* 127.0.0.1 */
+		addr.octets[15] = 1;
+	}
+	return addr;
+}
+
+/* Does a connection to there come to who listens at this address? */
+static bool reaches(const struct config_address *listen,
+		    const struct config_address *to, bool own)
+{
+	const struct cidr_addr addr = destination(to->addr);
+	const struct cidr_addr at = destination(listen->addr);
+	bool v4 = cidr_addr_is_v4(&addr);
+	bool any = !cidr_addr_equal(&at, &listen->addr);
+
+	/* A listener at [::] takes no IPv4. */
+	if (listen->port != to->port || v4 != cidr_addr_is_v4(&at))
+		return false;
+	if (!any)
+		return cidr_addr_equal(&at, &addr);
+	if (v4)
+		return own || addr.octets[12] == 127; /* RFC 1122, 3.2.1.3 */
+	return own || cidr_addr_equal(&at, &addr);
+}
+
+const struct config_listener *config_find_loop(
+	const struct config *config, const struct config_address *address,
+	bool own)
+{
+	for (unsigned i = 0; i < config->listener_count; i++) {
+		const struct config_listener *l = &config->listeners[i];
+
+		for (unsigned k = 0; k < l->listen_count; k++) {
+			if (reaches(&l->listen[k], address, own))
+				return l;
+		}
+	}
+	return NULL;
+}
+
+/* No backend is weir itself. */
+static void check_loops(struct config_reading *r)
+{
+	const struct config *c = r->config;
+
+	for (unsigned i = 0; i < c->backend_count; i++) {
+		const struct config_backend *b = &c->backends[i];
+		const struct config_listener *l =
+			b->address.port == 0
+				? NULL
+				: config_find_loop(c, &b->address, false);
+
+		if (l != NULL)
+			complain_at(r, r->address[i].line,
+				    "address of [backend %s] is where "
+				    "[listener %s] listens: mail would go in "
+				    "circles",
+				    b->name, l->name);
+	}
+}
+
+static void note_backend(struct config_reading *r)
+{
+	const struct config_backend *own = r->base;
+
+	if (own == &r->stray_backend)
+		return;
+	size_t at = (size_t)(own - r->config->backends);
+
+	assert(at < CONFIG_BACKENDS_MAX);
+	r->address[at] = seen_named(r, "address");
+}
+
 static void check_required(struct config_reading *r)
 {
 	char allowed[CONFIG_ERROR_MAX / 2];
@@ -318,8 +400,10 @@ static void close_section(struct config_reading *r)
 		check_room(r);
 	if (r->section == CONFIG_SECTION_HEALTH)
 		check_health(r);
-	if (r->section == CONFIG_SECTION_BACKEND)
+	if (r->section == CONFIG_SECTION_BACKEND) {
 		check_backend(r);
+		note_backend(r);
+	}
 	r->section = CONFIG_SECTION_COUNT;
 }
 
@@ -703,6 +787,7 @@ static void read_all(struct config_reading *r)
 	close_section(r);
 	open_absent_sections(r);
 	check_bodies(r);
+	check_loops(r);
 	fill_names(r);
 
 	struct config_admission *admission = &r->config->admission;
@@ -710,8 +795,13 @@ static void read_all(struct config_reading *r)
 	/* Never under stress: then the low mark means nothing. */
 	if (admission->limits.stress_high_percent == 0)
 		admission->limits.stress_low_percent = 0;
-	if (!seal(&r->allow, &admission->allow) ||
-	    !seal(&r->deny, &admission->deny))
+	bool sealed = seal(&r->allow, &admission->allow) &&
+		      seal(&r->deny, &admission->deny);
+
+	for (unsigned i = 0; i < r->config->listener_count; i++)
+		sealed = sealed && seal(&r->proxy_from[i],
+					&r->config->listeners[i].proxy_from);
+	if (!sealed)
 		complain_at(r, 0, "out of memory");
 	admission->limits.allow = &admission->allow;
 	admission->limits.deny = &admission->deny;
@@ -745,6 +835,9 @@ struct config *config_parse_text(const char *text, size_t len, const char *name,
 	report_sort(report);
 	free(r->allow.items);
 	free(r->deny.items);
+	free(r->stray_nets.items);
+	for (unsigned i = 0; i < CONFIG_LISTENERS_MAX; i++)
+		free(r->proxy_from[i].items);
 	free(r);
 	if (report->count > 0)
 		config_free(&config);
@@ -779,6 +872,8 @@ void config_free(struct config **config)
 		return;
 	free((*config)->admission.allow.ranges);
 	free((*config)->admission.deny.ranges);
+	for (unsigned i = 0; i < (*config)->listener_count; i++)
+		free((*config)->listeners[i].proxy_from.ranges);
 	free(*config);
 	*config = NULL;
 }

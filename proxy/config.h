@@ -105,6 +105,8 @@ struct config_listener {
 	enum config_slot slot;
 	uint64_t body_buffer; /* octets of one body that are held */
 	int64_t body_wait_ms; /* for the whole body, before the slot goes */
+	/* Whose connections begin with a PROXY header, and must; sealed. */
+	struct cidr_set proxy_from;
 };
 
 struct config_admission {
@@ -125,6 +127,7 @@ struct config_timeouts {
 	int64_t send_ms;    /* the client does not read */
 	int64_t session_ms; /* 0: no limit */
 	int64_t stress_command_ms;
+	int64_t proxy_ms; /* for a whole PROXY header */
 	int64_t backend_connect_ms;
 	int64_t backend_greeting_ms;
 	int64_t backend_helo_ms;
@@ -254,6 +257,16 @@ bool config_backend_set(struct config_backend *backend, const char *pair,
 /* Is it whole?  To be asked after the last config_backend_set. */
 bool config_backend_check(const struct config_backend *backend, char *error,
 			  size_t error_cap);
+
+/*
+ * Would a connection to this address come to one of weir's own listeners, to
+ * go in circles?  That listener, or NULL.  A listener at 0.0.0.0 or [::] has
+ * all addresses of this host; own: the caller knows that this is one, as it
+ * need not say of loopback addresses.
+ */
+const struct config_listener *config_find_loop(
+	const struct config *config, const struct config_address *address,
+	bool own);
 
 /* --- the key table, for `weir -t`, tests and manual pages --- */
 

@@ -150,6 +150,9 @@ const struct config_key config_keys[] = {
 	{ LISTENER(body_wait), .standard = "1s", KIND(DURATION),
 	  IN(config_listener, body_wait_ms), .min = 10, .max = FIVE_MINUTES,
 	  .help = "slot = body: a slower body gives its slot back" },
+	{ LISTENER(proxy_from), .standard = "", KIND(NETS),
+	  IN(config_listener, proxy_from), .repeatable = true,
+	  .help = "networks of proxies, who begin with a PROXY header" },
 
 	{ ADMISSION(max_sessions), .standard = "5000", KIND(COUNT),
 	  IN(config_admission, limits.max_sessions),
@@ -241,6 +244,8 @@ const struct config_key config_keys[] = {
 	{ TIMEOUTS(stress_command), .standard = "10s",
 	  .min = 100, .max = DAY,
 	  .help = "client: next command, under stress" },
+	{ TIMEOUTS(proxy), .standard = "5s", .min = 100, .max = FIVE_MINUTES,
+	  .help = "proxy: its whole PROXY header" },
 	{ TIMEOUTS(backend_connect), .standard = "5s",
 	  .min = 100, .max = DAY,
 	  .help = "backend: takes the connection" },

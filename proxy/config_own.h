@@ -13,7 +13,7 @@
  */
 
 enum {
-	CONFIG_KEYS_MAX = 96,
+	CONFIG_KEYS_MAX = 112,
 	CONFIG_WORD_MAX = 64, /* longer names resemble no key */
 	CONFIG_QUOTED_MAX = 4 * CONFIG_TEXT_MAX + 4,
 };
@@ -185,14 +185,17 @@ struct config_reading {
 		[CONFIG_SECTION_COUNT]; /* first line of each section, or 0 */
 	struct config_nets allow;
 	struct config_nets deny;
+	struct config_nets proxy_from[CONFIG_LISTENERS_MAX];
 
 	/* For what is compared when all sections were read. */
 	struct config_seen body_memory;
 	struct config_seen body_buffer[CONFIG_LISTENERS_MAX];
 	struct config_seen slot[CONFIG_LISTENERS_MAX];
+	struct config_seen address[CONFIG_BACKENDS_MAX];
 
 	/* Where the values of a section with a wrong header go. */
 	struct config_listener stray_listener;
+	struct config_nets stray_nets;
 	struct config_backend stray_backend;
 };
 

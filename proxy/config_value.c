@@ -372,12 +372,27 @@ static bool nets_add(struct config_nets *nets, const struct cidr *net)
 	return true;
 }
 
+/* The list that a key's networks go to. */
+static struct config_nets *nets_of(const struct config_put *p)
+{
+	struct config_reading *r = p->reading;
+
+	assert(r != NULL);
+	if (p->key->section == CONFIG_SECTION_LISTENER) {
+		const struct config_listener *own = p->base;
+
+		if (own == &r->stray_listener)
+			return &r->stray_nets;
+		return &r->proxy_from[own - r->config->listeners];
+	}
+	return p->key->offset == offsetof(struct config_admission, deny)
+		       ? &r->deny
+		       : &r->allow;
+}
+
 static bool put_net(struct config_put *p, struct config_span s)
 {
-	assert(p->reading != NULL);
-	bool denies = p->key->offset == offsetof(struct config_admission, deny);
-	struct config_nets *nets = denies ? &p->reading->deny
-					  : &p->reading->allow;
+	struct config_nets *nets = nets_of(p);
 	char why[CIDR_WHY_MAX];
 	struct cidr net;
 

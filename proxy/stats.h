@@ -104,6 +104,7 @@ static inline void stats_add(_Atomic uint64_t *counter, uint64_t n)
 	CLOSE(EARLY_TALKER, early_talker, "talked before the greeting")        \
 	CLOSE(SYNC, sync, "body sent before the 354 was read")                 \
 	CLOSE(FOREIGN, foreign, "not SMTP: binary, TLS, HTTP, PROXY")          \
+	CLOSE(PROXY, proxy, "no good PROXY header")                            \
 	CLOSE(LOST_COUNT, lost_count, "a BDAT size that cannot be followed")   \
 	CLOSE(DENIED, denied, "refused: deny list or ban")                     \
 	CLOSE(SOURCE_LIMIT, source_limit, "refused: limits of this source")    \

@@ -14,6 +14,7 @@
 #include "proxy/hold.h"
 #include "proxy/io.h"
 #include "proxy/log.h"
+#include "proxy/proxyproto.h"
 #include "proxy/session.h"
 #include "proxy/timer.h"
 #include "proxy/upstream.h"
@@ -129,8 +130,17 @@ struct client {
 	int64_t sent_ms;   /* last progress of sending, or nothing to send */
 	int64_t linger_ms; /* when to stop waiting for the peer's FIN */
 	int64_t trace_wall_ms; /* in the trace field of this backend */
-	struct cidr_addr addr;
+	/* When the PROXY header that it must begin with has to be whole; 0:
+	 * it is, or none is due. */
+	int64_t header_by_ms;
+	bool headed;           /* it began with one */
+	struct cidr_addr addr; /* who it is; named by the header, if via_set */
 	uint16_t port;
+	/* via_set: the proxy that it came by, and whom it was connected to
+	 * there. */
+	bool via_set;
+	uint16_t via_port, local_port;
+	struct cidr_addr via, local;
 	uint64_t id;
 	uint64_t octets_in, octets_out;
 	uint64_t recipients;
@@ -218,6 +228,8 @@ struct worker {
 	unsigned client_count;
 	unsigned talking; /* sessions not yet over: a drain waits for them */
 	char *lines;      /* SESSION_LINE_MAX + SESSION_MAIL_MAX a client */
+	struct proxyproto *headers; /* one a client; only used by those that
+				       begin with one */
 
 	/* Those who would speak if there were buffers; the first came first. */
 	struct client *hungry, *hungriest;
@@ -347,6 +359,8 @@ void client_kill(struct worker *w, struct client *c);
 /* For a client: as "1a2b3c4d-5e". */
 enum { WORK_ID_MAX = 24 };
 void client_id(const struct client *c, char id[WORK_ID_MAX]);
+/* Its address is known, or known better. */
+void client_is(struct client *c, const struct cidr_addr *addr, uint16_t port);
 
 /* It waits for buffers to be free, and is fed in its turn. */
 void client_go_hungry(struct worker *w, struct client *c);
@@ -482,6 +496,18 @@ void hold_forget(struct worker *w, struct client *c);
 size_t hold_trace_len(struct worker *w, struct client *c);
 
 /* ---- worker_proxy.c ---- */
+
+/* A PROXY header is due from c. */
+void proxy_await(struct worker *w, struct client *c);
+
+/*
+ * Read of it what has come; what is behind it stays.  DONE: c is whom it
+ * names, if it names anybody.
+ */
+enum proxyproto_result proxy_read(struct worker *w, struct client *c);
+
+/* What the header said, as far as it is for the log. */
+void proxy_log(struct worker *w, const struct client *c);
 
 /*
  * The backend wants a PROXY header: put it in front of all else that goes out

@@ -121,8 +121,9 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 
 	w->client_pool = table(clients, sizeof(*w->client_pool), error);
 	w->lines = table(clients, SESSION_LINE_MAX + SESSION_MAIL_MAX, error);
+	w->headers = table(clients, sizeof(*w->headers), error);
 	w->server_pool = table(servers, sizeof(*w->server_pool), error);
-	if (w->client_pool == NULL || w->lines == NULL ||
+	if (w->client_pool == NULL || w->lines == NULL || w->headers == NULL ||
 	    w->server_pool == NULL || !make_hold(w, error))
 		return false;
 	w->clients.next = w->clients.prev = &w->clients;
@@ -275,6 +276,7 @@ void worker_free(struct worker **wp)
 	(void)pthread_mutex_destroy(&w->mutex);
 	free(w->client_pool);
 	free(w->lines);
+	free(w->headers);
 	free(w->server_pool);
 	free(w->probers);
 	free(w->hold_memory);

@@ -85,6 +85,7 @@ static void log_session(struct worker *w, const struct client *c)
 
 	work_log_begin(w, "session");
 	log_who(w, c);
+	proxy_log(w, c);
 	if (s->helo_len > 0)
 		log_text(&w->log, "helo", s->helo, s->helo_len);
 	log_word(&w->log, "tls", "no");
@@ -530,6 +531,12 @@ static int64_t stuck_ms(struct worker *w, const struct client *c)
 	return c->sent_ms + patience_ms;
 }
 
+/* Nothing else counts of what it says, and it is nobody yet. */
+static bool is_header_due(const struct client *c)
+{
+	return c->header_by_ms > 0 && c->session.state != SESSION_CLOSED;
+}
+
 static void set_timer(struct worker *w, struct client *c)
 {
 	int64_t at_ms = c->session.deadline_ms;
@@ -542,6 +549,8 @@ static void set_timer(struct worker *w, struct client *c)
 
 		if (end_ms < at_ms)
 			at_ms = end_ms;
+		if (is_header_due(c) && c->header_by_ms < at_ms)
+			at_ms = c->header_by_ms;
 		end_ms = room_wait_ends(w, c);
 		if (end_ms < at_ms)
 			at_ms = end_ms;
@@ -736,6 +745,20 @@ static bool farm_is_out(struct worker *w, enum balancer_verdict *why)
 	return w->now_ms - since_ms >= w->config->farm.unavailable_after_ms;
 }
 
+/* What came together with a PROXY header came before the greeting. */
+static void judge_haste(struct worker *w, struct client *c)
+{
+	const struct session_event ev = {
+		.kind = SESSION_IN_OCTETS,
+		.data = c->in.first != NULL ? (const char *)c->in.first->data
+					    : NULL,
+		.len = c->in.first != NULL ? c->in.first->len : 0,
+	};
+
+	if (c->headed && ev.len > 0)
+		(void)tell(w, c, &ev);
+}
+
 static void admit(struct worker *w, struct client *c)
 {
 	const struct session_event admitted = { .kind = SESSION_IN_ADMITTED };
@@ -765,23 +788,66 @@ static void admit(struct worker *w, struct client *c)
 		return;
 	}
 	stats_add(&w->stats->sessions, 1);
+	judge_haste(w, c);
 	client_tell(w, c, &admitted);
+}
+
+/* Admit it, or let it wait for buffers to answer it from. */
+static void admit_in_turn(struct worker *w, struct client *c)
+{
+	if (is_short(w))
+		client_go_hungry(w, c);
+	else
+		admit(w, c);
+}
+
+void client_is(struct client *c, const struct cidr_addr *addr, uint16_t port)
+{
+	c->addr = *addr;
+	c->port = port;
+	(void)cidr_addr_format(&c->addr, c->addr_text, sizeof(c->addr_text));
+	c->source = source_of(&c->addr);
+}
+
+static void refuse_header(struct worker *w, struct client *c)
+{
+	refuse(w, c,
+	       "421 4.3.5 Connections from your address must begin with a "
+	       "good PROXY header",
+	       NULL, STATS_CLOSE_PROXY);
+}
+
+/* More of the header has come. */
+static void read_header(struct worker *w, struct client *c)
+{
+	switch (proxy_read(w, c)) {
+	case PROXYPROTO_MORE:
+		settle(w, c);
+		return;
+	case PROXYPROTO_DONE:
+		admit_in_turn(w, c);
+		return;
+	case PROXYPROTO_BAD:
+		refuse_header(w, c);
+		return;
+	}
 }
 
 static void identify(struct worker *w, struct client *c, io_handle socket)
 {
 	struct sockaddr_storage peer = { 0 };
+	struct cidr_addr addr = { 0 };
+	uint16_t port = 0;
 
 	stats_add(&w->stats->connections, 1);
 	c->id = w->id_base << 32 | ++w->ids;
 	if (io_peer(w->io, socket, (struct sockaddr *)&peer, sizeof(peer)) ==
 	    0) {
-		(void)cidr_addr_from_sockaddr(&c->addr, &c->port,
+		(void)cidr_addr_from_sockaddr(&addr, &port,
 					      (const struct sockaddr *)&peer,
 					      sizeof(peer));
 	}
-	(void)cidr_addr_format(&c->addr, c->addr_text, sizeof(c->addr_text));
-	c->source = source_of(&c->addr);
+	client_is(c, &addr, port);
 }
 
 /*
@@ -826,10 +892,12 @@ void client_accepted(struct worker *w, struct work_listener *from,
 	w->talking++;
 	session_init(&c->session, listener, c->lines,
 		     c->lines + SESSION_LINE_MAX, w->now_ms);
-	if (is_short(w))
-		client_go_hungry(w, c);
-	else
-		admit(w, c);
+	if (cidr_set_has(&listener->proxy_from, &c->addr)) {
+		proxy_await(w, c);
+		settle(w, c);
+		return;
+	}
+	admit_in_turn(w, c);
 }
 
 void client_feed_hungry(struct worker *w)
@@ -859,12 +927,18 @@ static void received(struct worker *w, struct client *c,
 			io_buf_put(w->io, ev->buf);
 		else
 			work_queue_buf(w, &c->in, ev->buf);
-		client_resume(w, c);
+		if (is_header_due(c))
+			read_header(w, c);
+		else
+			client_resume(w, c);
 		return;
 	}
 	if (ev->result == 0) {
 		c->eof = true;
-		client_resume(w, c);
+		if (is_header_due(c) && c->octets_in > 0)
+			refuse_header(w, c);
+		else
+			client_resume(w, c);
 		return;
 	}
 	/* Reset: what it last said was not meant to be finished. */
@@ -929,6 +1003,8 @@ void client_timer(struct worker *w, struct client *c)
 	if (stuck) {
 		kill_for(w, c, STATS_CLOSE_CLIENT_STUCK);
 		settle(w, c);
+	} else if (is_header_due(c) && w->now_ms >= c->header_by_ms) {
+		refuse_header(w, c);
 	} else if (w->now_ms >= room_wait_ends(w, c)) {
 		room_give_up(w, c);
 		client_tell(w, c, &late);

@@ -290,9 +290,10 @@ static void set_backend(struct worker *w, const struct control_order *order,
 }
 
 /* The new backend as its words have it; false: refused. */
-static bool read_backend(struct config_backend *backend,
+static bool read_backend(struct worker *w, struct config_backend *backend,
 			 const struct control_order *order, struct reply *reply)
 {
+	const struct config_listener *own;
 	char error[CONFIG_ERROR_MAX];
 
 	if (!config_backend_init(backend, order->name.text, order->name.len,
@@ -312,6 +313,14 @@ static bool read_backend(struct config_backend *backend,
 		refuse(reply, "%s", error);
 		return false;
 	}
+	own = config_find_loop(w->config, &backend->address, false);
+	if (own != NULL) {
+		refuse(reply,
+		       "[listener %s] listens at that address: mail would go "
+		       "in circles",
+		       own->name);
+		return false;
+	}
 	return true;
 }
 
@@ -321,7 +330,7 @@ static void add_backend(struct worker *w, const struct control_order *order,
 	struct config_backend *backend = &control_of(w)->backend;
 	char address[BACKEND_ADDRESS_MAX];
 
-	if (!read_backend(backend, order, reply))
+	if (!read_backend(w, backend, order, reply))
 		return;
 	switch (weir_add_backend(w->weir->farm, backend, w->now_ms)) {
 	case FARM_OK:

@@ -1,13 +1,85 @@
 #include <assert.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
-#include "proxy/proxyproto.h"
+#include "proxy/config.h"
 #include "proxy/work.h"
 
 /*
- * PROXY headers: what backends that want one are told of a client.
+ * PROXY headers: what proxies in front say of a client, and what backends that
+ * want one are told of it.
  */
+
+/* ---- in ---- */
+
+static struct proxyproto *header_of(struct worker *w, const struct client *c)
+{
+	return &w->headers[c - w->client_pool];
+}
+
+void proxy_await(struct worker *w, struct client *c)
+{
+	proxyproto_begin(header_of(w, c));
+	c->header_by_ms = w->now_ms + w->config->timeouts.proxy_ms;
+}
+
+/* From here on it is the one that the proxy names, for all purposes. */
+static void believe(struct client *c, const struct proxyproto_header *h)
+{
+	/* The proxy itself, or someone it knows nothing of (section 2). */
+	if (h->local ||
+	    (h->family != PROXYPROTO_INET && h->family != PROXYPROTO_INET6))
+		return;
+	c->via_set = true;
+	c->via = c->addr;
+	c->via_port = c->port;
+	c->local = h->destination;
+	c->local_port = h->destination_port;
+	client_is(c, &h->source, h->source_port);
+}
+
+enum proxyproto_result proxy_read(struct worker *w, struct client *c)
+{
+	struct proxyproto *p = header_of(w, c);
+
+	assert(c->header_by_ms > 0);
+	while (c->in.first != NULL && p->result == PROXYPROTO_MORE) {
+		size_t used = 0;
+
+		(void)proxyproto_feed(p, c->in.first->data, c->in.first->len,
+				      &used);
+		work_queue_eat(w, &c->in, used);
+	}
+	if (p->result == PROXYPROTO_DONE) {
+		c->header_by_ms = 0;
+		c->headed = true;
+		believe(c, &p->header);
+	}
+	return p->result;
+}
+
+void proxy_log(struct worker *w, const struct client *c)
+{
+	const struct proxyproto_header *h;
+	char text[64], addr[CIDR_ADDR_TEXT_MAX];
+
+	if (!c->via_set)
+		return;
+	h = &header_of(w, c)->header;
+	(void)cidr_addr_format(&c->via, addr, sizeof(addr));
+	(void)snprintf(text, sizeof(text),
+		       cidr_addr_is_v4(&c->via) ? "%s:%u" : "[%s]:%u", addr,
+		       c->via_port);
+	log_word(&w->log, "via", text);
+	if (h->id_len > 0)
+		log_text(&w->log, "via_id", (const char *)h->id, h->id_len);
+	if (h->tls.said && h->tls.tls)
+		log_text(&w->log, "via_tls", h->tls.version,
+			 h->tls.version_len);
+}
+
+/* ---- out ---- */
 
 /* Which of the ends of a connection. */
 typedef int end_fn(struct io *io, io_handle socket, struct sockaddr *addr,
@@ -47,9 +119,13 @@ bool proxy_introduce(struct worker *w, struct server *v)
 	h.source_port = c->port;
 	/* Of the same family, should the socket be gone. */
 	h.destination = cidr_addr_mask(&c->addr, 0, 0);
-	if (c->socket != 0 && !c->ending)
+	if (c->via_set) {
+		h.destination = c->local;
+		h.destination_port = c->local_port;
+	} else if (c->socket != 0 && !c->ending) {
 		address_of(w, c->socket, io_local, &h.destination,
 			   &h.destination_port);
+	}
 	client_id(c, id);
 	h.id_len = (uint8_t)strlen(id);
 	static_assert((int)WORK_ID_MAX <= (int)PROXYPROTO_ID_MAX, "ids fit");

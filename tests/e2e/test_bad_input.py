@@ -359,6 +359,8 @@ class Control(lib.Case):
                 (("add", "backend", "c", "address=nowhere"), "nowhere"),
                 (("add", "backend", "alpha", "address=127.0.0.1:1"),
                  "alpha"),
+                (("add", "backend", "c", f"address={self.weir.listen[0]}"),
+                 "in circles"),
                 (("unban", "192.0.2.0/24"), "192.0.2.0/24")):
             with self.subTest(words=words):
                 done = self.command(weir.program("weirctl"), "-s",

@@ -42,6 +42,7 @@ static void check_listener(const struct config_listener *l)
 	assert(strnlen(l->banner, sizeof(l->banner)) <= 128);
 	assert(l->slot <= CONFIG_SLOT_BODY);
 	assert(l->body_buffer >= 4096 && l->body_wait_ms >= 10);
+	assert(l->proxy_from.sealed);
 }
 
 static void check_admission(const struct config_admission *a)

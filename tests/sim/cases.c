@@ -213,11 +213,12 @@ static bool talks_done(struct world *w)
 	return true;
 }
 
-static bool wants_header(const struct scene *s, unsigned backend)
+static bool is_told_by(const struct scene *s, unsigned backend,
+		       const char *identity)
 {
 	const char *config = backend == 0 ? s->b0_config : s->b1_config;
 
-	return config != NULL && strstr(config, "identity = header") != NULL;
+	return config != NULL && strstr(config, identity) != NULL;
 }
 
 static bool raise_curtain(struct play *p, FILE *trace)
@@ -241,7 +242,10 @@ static bool raise_curtain(struct play *p, FILE *trace)
 							 : SIM_DEED_BYE,
 			.full_text = s->full_text,
 			.max_sessions = 50,
-			.header = wants_header(s, i),
+			.header = is_told_by(s, i, "identity = header"),
+			.proxy = is_told_by(s, i, "identity = proxy-v1")   ? 1
+				 : is_told_by(s, i, "identity = proxy-v2") ? 2
+									   : 0,
 			.deeds = s->b0,
 		};
 
@@ -375,21 +379,30 @@ static bool play(const struct scene *scene, FILE *trace)
 	return passed;
 }
 
+static const struct {
+	const struct scene *scenes;
+	const size_t *count;
+} tables[] = {
+	{ scenes, &scene_count },
+	{ slot_scenes, &slot_scene_count },
+	{ proxy_scenes, &proxy_scene_count },
+};
+
 bool cases_run(const char *name, bool trace)
 {
 	unsigned passed = 0, failed = 0;
 
-	for (size_t i = 0; i < scene_count + slot_scene_count; i++) {
-		const struct scene *s = i < scene_count
-						? &scenes[i]
-						: &slot_scenes[i - scene_count];
+	for (size_t t = 0; t < sizeof(tables) / sizeof(tables[0]); t++) {
+		for (size_t i = 0; i < *tables[t].count; i++) {
+			const struct scene *s = &tables[t].scenes[i];
 
-		if (name != NULL && strcmp(s->name, name) != 0)
-			continue;
-		if (play(s, trace ? stdout : NULL))
-			passed++;
-		else
-			failed++;
+			if (name != NULL && strcmp(s->name, name) != 0)
+				continue;
+			if (play(s, trace ? stdout : NULL))
+				passed++;
+			else
+				failed++;
+		}
 	}
 	printf("%u passed, %u failed\n", passed, failed);
 	return failed == 0 && passed > 0;

@@ -46,5 +46,7 @@ extern const struct scene scenes[];
 extern const size_t scene_count;
 extern const struct scene slot_scenes[];
 extern const size_t slot_scene_count;
+extern const struct scene proxy_scenes[];
+extern const size_t proxy_scene_count;
 
 #endif

@@ -1,5 +1,6 @@
 #include "tests/sim/sim_backend.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -15,13 +16,20 @@ enum {
 	READ_SIZE = 16384,
 	TRACE_FIELD_MAX = 1500, /* longer than any that is right */
 	LAST_MAX = 8192,        /* octets that are kept of the last message */
+	HEADER_MAX = 256,       /* longer than any PROXY header of weir's */
 };
 
 /* What a connection of a fickle server does otherwise than the one before. */
 enum fickle { FICKLE_NOT, FICKLE_EHLO, FICKLE_RCPT, FICKLE_DATA };
 
 /* What one connection expects to read. */
-enum reading { READ_COMMANDS, READ_DATA, READ_CHUNK, READ_NOTHING };
+enum reading {
+	READ_HEADER,
+	READ_COMMANDS,
+	READ_DATA,
+	READ_CHUNK,
+	READ_NOTHING
+};
 
 /* A reply on its way. */
 struct saying {
@@ -69,7 +77,9 @@ struct conn {
 	unsigned taken; /* recipients said 2xx to */
 	size_t body_len;
 	unsigned eod_match; /* octets of CRLF.CRLF seen */
-	bool trace_due;     /* the body begins with the trace field */
+	size_t head_len;
+	uint8_t head[HEADER_MAX]; /* the PROXY header */
+	bool trace_due;           /* the body begins with the trace field */
 	size_t trace_len;
 	char trace[TRACE_FIELD_MAX];
 	bool chunked;
@@ -165,7 +175,8 @@ static void slot_take(struct conn *c)
 	b->used++;
 	b->use.greeted++;
 	b->use.late += b->config.late_us > 0 && waited_us >= b->config.late_us;
-	greet(c);
+	if (c->reading != READ_HEADER)
+		greet(c);
 }
 
 /* A slot may be free: who waits in silence gets it. */
@@ -613,12 +624,42 @@ static void do_rcpt(struct conn *c, const char *arg)
 		c->message->welcome |= 1U << k;
 }
 
+static void keep_last(struct sim_backend *b, const void *data, size_t len);
+
+static void keep_header(struct conn *c)
+{
+	const uint8_t *h = c->head;
+	char line[HEADER_MAX + 8] = "", from[64] = "", to[64] = "";
+
+	if (c->backend->config.proxy == 1) {
+		snprintf(line, sizeof(line), "[%.*s]", (int)c->head_len - 2,
+			 (const char *)h);
+	} else {
+		bool v6 = h[13] == 0x21, named = v6 || h[13] == 0x11;
+		size_t len = v6 ? 16 : 4, ends = named ? 2 * len + 4 : 0;
+
+		if (named) {
+			inet_ntop(v6 ? AF_INET6 : AF_INET, h + 16, from,
+				  sizeof(from));
+			inet_ntop(v6 ? AF_INET6 : AF_INET, h + 16 + len, to,
+				  sizeof(to));
+		}
+		snprintf(line, sizeof(line), "[%s %s > %s%s]",
+			 h[12] == 0x21 ? "v2" : "v2 local", from, to,
+			 c->head_len > 16 + ends && h[16 + ends] == 5 ? " id"
+								      : "");
+	}
+	keep_last(c->backend, line, strlen(line));
+}
+
 static void body_begins(struct conn *c)
 {
 	c->body_len = 0;
 	c->trace_due = c->backend->config.header;
 	c->trace_len = 0;
 	c->backend->last_len = 0;
+	if (c->backend->config.proxy > 0)
+		keep_header(c);
 }
 
 static void do_data(struct conn *c)
@@ -887,12 +928,61 @@ static size_t take_line(struct conn *c, const uint8_t *data, size_t len)
 	return len;
 }
 
+/* Is the PROXY header whole, or no such thing? */
+static bool header_ends(const struct conn *c, bool *good)
+{
+	static const char line[] = "PROXY TCP";
+	static const uint8_t binary[] = "\r\n\r\n\0\r\nQUIT\n";
+	bool v1 = c->backend->config.proxy == 1;
+	const void *start = v1 ? (const void *)line : (const void *)binary;
+	size_t start_len = v1 ? sizeof(line) - 1 : sizeof(binary) - 1;
+	size_t n = c->head_len < start_len ? c->head_len : start_len;
+
+	*good = memcmp(c->head, start, n) == 0 && c->head_len < HEADER_MAX;
+	if (!*good)
+		return true;
+	if (v1)
+		return c->head[c->head_len - 1] == '\n';
+	return c->head_len >= 16 &&
+	       c->head_len == 16U + (unsigned)(c->head[14] << 8 | c->head[15]);
+}
+
+static size_t take_header(struct conn *c, const uint8_t *data, size_t len)
+{
+	bool good = true;
+	size_t n = 0;
+
+	while (n < len) {
+		c->head[c->head_len++] = data[n++];
+		if (!header_ends(c, &good))
+			continue;
+		c->reading = READ_COMMANDS;
+		if (!good)
+			sim_violation(c->backend->sim,
+				      "backend b%u: no PROXY header comes",
+				      c->backend->config.index);
+		else if (n < len)
+			sim_violation(
+				c->backend->sim,
+				"backend b%u: something follows the PROXY "
+				"header before the greeting",
+				c->backend->config.index);
+		if (c->slot)
+			greet(c);
+		break;
+	}
+	return n;
+}
+
 static void take(struct conn *c, const uint8_t *data, size_t len)
 {
 	while (len > 0 || (c->reading == READ_CHUNK && c->chunk_left == 0)) {
 		size_t n = len;
 
 		switch (c->reading) {
+		case READ_HEADER:
+			n = take_header(c, data, len);
+			break;
 		case READ_COMMANDS:
 			n = take_line(c, data, len);
 			break;
@@ -1086,6 +1176,7 @@ static enum sim_answer on_accept(void *owner, struct sim_end *end)
 	c->prev = b->conns.prev;
 	c->prev->next = c->next->prev = c;
 	c->greet_due = true;
+	c->reading = b->config.proxy > 0 ? READ_HEADER : READ_COMMANDS;
 	b->seen++;
 	b->open++;
 	sim_end_adopt(end, conn_event, c);

@@ -85,6 +85,8 @@ struct sim_backend_config {
 	uint32_t delay_us_max; /* of each reply */
 	uint32_t late_us;      /* a greeting after more than this is late */
 	bool header;           /* weir is to put a trace field into mail */
+	unsigned proxy;        /* a PROXY header of this version must come, and
+				  stands in brackets in front of the last */
 	/* Per mille. */
 	unsigned moody;       /* of connections: refused as if it were full */
 	unsigned deed_chance; /* of connections */

@@ -518,6 +518,8 @@ static const struct value_case values[] = {
 	{ "admission", "tarpit = 60s", true },
 	{ "admission", "tarpit = 61s", false },
 	{ "admission", "allow =", true },
+	{ "timeouts", "proxy = 100ms", true },
+	{ "timeouts", "proxy = 6m", false },
 	{ "timeouts", "command = 5m", true },
 	{ "timeouts", "command = 100ms", true },
 	{ "timeouts", "command = 99ms", false },
@@ -591,6 +593,10 @@ static const struct value_case sizes[] = {
 	{ "listener", "body_buffer = 2G", false },
 	{ "listener", "body_wait = 10ms", true },
 	{ "listener", "body_wait = 0", false },
+	{ "listener", "proxy_from =", true },
+	{ "listener", "proxy_from = ::/0, 0.0.0.0/0", true },
+	{ "listener", "proxy_from = 10.0.0.1/8", false },
+	{ "listener", "proxy_from = proxy.example", false },
 	{ "backend", "max_sessions = 65535", true },
 	{ "backend", "max_sessions = 65536", false },
 	{ "backend", "max_sessions = auto", true },
@@ -650,6 +656,7 @@ static const char all_kinds[] =
 	"listen = 127.0.0.1:26\nsize = 25M\nearly_talkers = log\n"
 	"greeting_delay = 1500ms\nbanner = hello there ; you\n"
 	"slot = body\nbody_buffer = 1M\nbody_wait = 1500ms\n"
+	"proxy_from = 192.0.2.9, 10.1.0.0/16\nproxy_from = 2001:db8:9::/48\n"
 	"[listener in_2]\n"
 	"[admission]\nmax_sessions = 7\nsession_rate = 120/h burst 40\n"
 	"recipient_rate = 5/s\nipv6_source_prefix = 56\n"
@@ -703,6 +710,14 @@ static void check_listeners(const struct config *config)
 	assert_int_equal(listener->slot, CONFIG_SLOT_BODY);
 	assert_int_equal(listener->body_buffer, 1 << 20);
 	assert_int_equal(listener->body_wait_ms, 1500);
+	assert_true(cidr_addr_parse("2001:db8:9::1", 13, &addr));
+	assert_true(cidr_set_has(&listener->proxy_from, &addr));
+	assert_false(cidr_set_has(&config->listeners[1].proxy_from, &addr));
+	assert_true(cidr_addr_parse("10.1.2.3", 8, &addr));
+	assert_true(cidr_set_has(&listener->proxy_from, &addr));
+	assert_false(cidr_set_has(&config->admission.allow, &addr));
+	assert_true(cidr_addr_parse("192.0.2.1", 9, &addr));
+	assert_false(cidr_set_has(&listener->proxy_from, &addr));
 	assert_int_equal(config->listeners[1].listen_count, 1);
 	assert_int_equal(config->listeners[1].slot, CONFIG_SLOT_TRANSACTION);
 }
@@ -954,6 +969,10 @@ static void forget_pointers(struct config *config)
 	config->admission.deny.ranges = NULL;
 	config->admission.limits.allow = NULL;
 	config->admission.limits.deny = NULL;
+	for (unsigned i = 0; i < config->listener_count; i++) {
+		free(config->listeners[i].proxy_from.ranges);
+		config->listeners[i].proxy_from.ranges = NULL;
+	}
 }
 
 static void the_example_holds_exactly_the_defaults(void **state)
@@ -1227,6 +1246,104 @@ static void a_backend_s_name_is_checked(void **state)
 	}
 }
 
+/* --- loops --- */
+
+struct loop_case {
+	const char *about;
+	const char *listen;
+	const char *address;
+	bool loop;
+	bool loop_if_own; /* the same, if the address is this host's */
+};
+
+static const struct loop_case loops[] = {
+	{ "the very address", "192.0.2.1:25", "192.0.2.1:25", true, true },
+	{ "another port", "192.0.2.1:25", "192.0.2.1:26", false, false },
+	{ "another address", "192.0.2.1:25", "192.0.2.2:25", false, false },
+	{ "one of several", "192.0.2.1:25, [2001:db8::1]:25",
+	  "[2001:db8::1]:25", true, true },
+	{ "any address has those of the loopback", "0.0.0.0:25", "127.0.0.1:25",
+	  true, true },
+	{ "all of them", "0.0.0.0:25", "127.9.9.9:25", true, true },
+	{ "and the host's others", "0.0.0.0:25", "192.0.2.1:25", false, true },
+	{ "one loopback address is not another", "127.0.0.1:25", "127.0.0.2:25",
+	  false, false },
+	{ "the same of IPv6", "[::]:25", "[::1]:25", true, true },
+	{ "and the host's others", "[::]:25", "[2001:db8::1]:25", false, true },
+	{ "any IPv6 address is none of IPv4", "[::]:25", "127.0.0.1:25", false,
+	  false },
+	{ "nor the other way round", "0.0.0.0:25", "[::1]:25", false, false },
+	{ "a connection to any address goes to the loopback", "127.0.0.1:25",
+	  "0.0.0.0:25", true, true },
+	{ "in IPv6, too", "[::1]:25", "[::]:25", true, true },
+	{ "but not to another", "192.0.2.1:25", "0.0.0.0:25", false, false },
+	{ "any to any", "0.0.0.0:25", "0.0.0.0:25", true, true },
+};
+
+static void a_backend_is_not_weir_itself(void **state)
+{
+	(void)state;
+	static const char *const errors[] = {
+		"", "f:4: address of [backend b] is where [listener l] "
+		    "listens: mail would go in circles\n"
+	};
+	char text[256];
+
+	for (size_t i = 0; i < COUNT(loops); i++) {
+		const struct loop_case *c = &loops[i];
+
+		print_message("  %s: %s, %s\n", c->about, c->listen,
+			      c->address);
+		(void)snprintf(text, sizeof(text),
+			       "[listener l]\nlisten = %s\n[backend b]\n"
+			       "address = %s\n",
+			       c->listen, c->address);
+		/* What is said of a line is said of the right one. */
+		if (c->loop) {
+			(void)snprintf(text, sizeof(text),
+				       "[backend b]\nweight = 1\n\n"
+				       "address = %s\n[listener l]\n"
+				       "listen = %s\n",
+				       c->address, c->listen);
+		}
+		check_errors(text, errors[c->loop]);
+	}
+}
+
+static void what_is_listened_at_is_found(void **state)
+{
+	(void)state;
+	char text[256];
+
+	for (size_t i = 0; i < COUNT(loops); i++) {
+		const struct loop_case *c = &loops[i];
+		static struct config_backend backend;
+		char pair[64], error[CONFIG_ERROR_MAX];
+		struct config *config;
+
+		print_message("  %s: %s, %s\n", c->about, c->listen,
+			      c->address);
+		(void)snprintf(text, sizeof(text),
+			       "[listener k]\nlisten = 198.51.100.1:1\n"
+			       "[listener l]\nlisten = %s\n"
+			       "[backend b]\naddress = 198.51.100.2:1\n",
+			       c->listen);
+		(void)snprintf(pair, sizeof(pair), "address=%s", c->address);
+		config = parse_good(text);
+		assert_true(config_backend_init(&backend, "b", 1, error,
+						sizeof(error)));
+		assert_true(config_backend_set(&backend, pair, strlen(pair),
+					       error, sizeof(error)));
+		assert_ptr_equal(
+			config_find_loop(config, &backend.address, false),
+			c->loop ? &config->listeners[1] : NULL);
+		assert_ptr_equal(
+			config_find_loop(config, &backend.address, true),
+			c->loop_if_own ? &config->listeners[1] : NULL);
+		config_free(&config);
+	}
+}
+
 /* --- durations --- */
 
 struct duration_case {
@@ -1306,6 +1423,8 @@ int main(void)
 		cmocka_unit_test(a_backend_is_made_by_pairs),
 		cmocka_unit_test(a_backend_has_at_most_16_rules),
 		cmocka_unit_test(a_backend_s_name_is_checked),
+		cmocka_unit_test(a_backend_is_not_weir_itself),
+		cmocka_unit_test(what_is_listened_at_is_found),
 		cmocka_unit_test(durations_are_read_and_written),
 	};
 
