@@ -74,7 +74,8 @@ struct conn {
 	bool helo;
 	bool mail;
 	struct check_message *message;
-	unsigned taken; /* recipients said 2xx to */
+	struct check_message *ended; /* its final reply is under way */
+	unsigned taken;              /* recipients said 2xx to */
 	size_t body_len;
 	unsigned eod_match; /* octets of CRLF.CRLF seen */
 	size_t head_len;
@@ -231,6 +232,23 @@ static void conn_close(struct conn *c, bool reset)
 	serve_queue(b);
 }
 
+static bool is_refusal(const char *text);
+
+/* The end of data is answered, or with its last words the server refuses. */
+static void note_final(struct conn *c, const struct saying *s)
+{
+	struct check *check = c->backend->check;
+
+	if (s->final) {
+		if (s->message != NULL)
+			check_final(check, s->message, s->code, s->refusal);
+		c->ended = NULL;
+	} else if (s->bye && c->ended != NULL && is_refusal(s->text)) {
+		check_final(check, c->ended, 0, true);
+		c->ended = NULL;
+	}
+}
+
 /* True: the connection is gone. */
 static bool say_now(struct conn *c, const struct saying *s)
 {
@@ -241,8 +259,7 @@ static bool say_now(struct conn *c, const struct saying *s)
 		c->greet_due = false;
 	else if (s->last && c->due > 0)
 		c->due--;
-	if (s->final && s->message != NULL)
-		check_final(c->backend->check, s->message, s->code, s->refusal);
+	note_final(c, s);
 	if (s->final && s->code / 100 == 2)
 		c->backend->accepted++;
 	if (bye)
@@ -709,6 +726,7 @@ static void body_ends(struct conn *c)
 		s->final = true;
 		s->message = m;
 	}
+	c->ended = m;
 	if (c->reading != READ_NOTHING)
 		c->reading = READ_COMMANDS;
 	transaction_clear(c);

@@ -344,7 +344,8 @@ static void check_sessions(struct check *check, size_t count,
 		if (!is_session(&check->rows[i]))
 			continue;
 		all++;
-		if (limits->max_per_source == 0)
+		if (limits->max_per_source == 0 ||
+		    same_host(check->rows[i].peer, &limits->allowed))
 			continue;
 		for (size_t j = 0; j <= i; j++) {
 			same += is_session(&check->rows[j]) &&

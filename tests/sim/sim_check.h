@@ -109,6 +109,7 @@ struct check_backend_limit {
 struct check_limits {
 	unsigned max_sessions;
 	unsigned max_per_source; /* 0: none */
+	union sim_addr allowed;  /* a source without that limit, or none */
 	const struct check_backend_limit *backends;
 	unsigned backend_count;
 };

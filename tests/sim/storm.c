@@ -18,6 +18,8 @@ enum {
 	OPERATORS_MAX = 4,
 };
 
+#define ALLOWED "198.51.100.1" /* the first of the sources */
+
 /* What the seed decided. */
 struct storm {
 	struct world world;
@@ -25,7 +27,9 @@ struct storm {
 	unsigned backends, clients, workers, sources, operators;
 	unsigned trouble; /* how likely backends misbehave, per mille */
 	uint32_t body_max;
-	bool holds; /* slot = body */
+	bool allows;  /* ALLOWED is on the list of those who may come in */
+	bool crowded; /* more want a slot than there are */
+	bool holds;   /* slot = body */
 	bool reuses[WORLD_BACKENDS_MAX];
 	bool learns[WORLD_BACKENDS_MAX]; /* max_sessions = auto */
 	bool others[WORLD_BACKENDS_MAX]; /* somebody else has a slot there */
@@ -119,7 +123,7 @@ static void write_room(struct storm *s)
 	    sim_between(d, 1, 10), sim_between(d, 1, 20));
 	put(s, "reserve = %u%%\nhigh = %u%%\nlow = %u%%\n", sim_below(d, 50),
 	    sim_between(d, low + 1, 100), low);
-	put(s, "saturated_after = %us\n", sim_between(d, 1, 8));
+	put(s, "saturated_after = %us\n", sim_below(d, s->crowded ? 3 : 8));
 }
 
 static void write_admission(struct storm *s)
@@ -143,6 +147,8 @@ static void write_admission(struct storm *s)
 	if (sim_chance(d, 200))
 		put(s, "max_percent_per_source = %u%%\n",
 		    sim_between(d, 1, 60));
+	if (s->allows)
+		put(s, "allow = " ALLOWED "/32\n");
 	if (sim_chance(d, 100))
 		put(s, "max_per_aggregate = %u\n", sim_between(d, 1, 20));
 }
@@ -219,7 +225,7 @@ static void draw_backend(struct storm *s, unsigned i)
 		.index = i,
 		.addr = world_backend_addr(i),
 		.offers = SIM_OFFER_ALL,
-		.max_sessions = sim_between(d, 1, 12),
+		.max_sessions = sim_between(d, 1, s->crowded ? 2 : 12),
 		.delay_us_max = sim_below(d, 200 * SIM_MS),
 		.full_text = texts[sim_below(d, 4)],
 		.header = sim_chance(d, 300),
@@ -232,7 +238,7 @@ static void draw_backend(struct storm *s, unsigned i)
 		b->offers &= sim_below(d, SIM_OFFER_ALL + 1);
 	if (sim_chance(d, 30))
 		b->offers = 0;
-	if (sim_chance(d, 300)) {
+	if (sim_chance(d, s->crowded ? 700 : 300)) {
 		b->slots = sim_between(d, 1, b->max_sessions);
 		b->full = full[sim_below(d, 5)];
 	}
@@ -247,8 +253,10 @@ static void draw(struct storm *s)
 	struct sim *d = s->sim;
 
 	s->workers = sim_between(d, 1, WORLD_WORKERS_MAX);
-	s->backends = sim_between(d, 1, 5);
-	s->clients = sim_between(d, 4, 40);
+	s->allows = sim_chance(d, 300);
+	s->crowded = sim_chance(d, 250);
+	s->backends = sim_between(d, 1, s->crowded ? 2 : 5);
+	s->clients = sim_between(d, s->crowded ? 25 : 4, s->crowded ? 90 : 40);
 	s->sources = sim_between(d, 1, SOURCES_MAX);
 	s->operators = sim_below(d, OPERATORS_MAX);
 	s->trouble = sim_chance(d, 300) ? 900 : 200;
@@ -407,6 +415,8 @@ static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
 	s->sim = s->world.sim;
 	if (!started)
 		return false;
+	if (s->allows)
+		s->world.houses[0].limits.allowed = sim_addr_make(ALLOWED, 0);
 	for (unsigned i = 0; i < s->backends; i++)
 		s->world.backends[i] = sim_backend_new(s->sim, s->world.check,
 						       &s->backend[i]);
