@@ -313,17 +313,28 @@ static void belie(struct limit *l, int64_t now_ms)
 	}
 }
 
-bool limit_is_alarmed(const struct limit *l, int64_t now_ms)
+struct limit_below limit_below(const struct limit *l, int64_t now_ms)
 {
 	int64_t age = now_ms / MINUTE_MS - l->under_minute;
-	double all = 0, refused = 0;
+	struct limit_below below = { 0 };
 
+	/* Who notes and who asks may have read their clocks a moment apart. */
+	if (age < 0)
+		age = 0;
 	/* The one that runs is now the one before, or older than that. */
 	for (int64_t i = 0; i < 2 - age; i++) {
-		all += l->under[i];
-		refused += l->under_refused[i];
+		below.all += l->under[i];
+		below.refused += l->under_refused[i];
 	}
-	return refused >= LIMIT_ALARM_REFUSED && refused > all * ALARM_SHARE;
+	return below;
+}
+
+bool limit_is_alarmed(const struct limit *l, int64_t now_ms)
+{
+	struct limit_below below = limit_below(l, now_ms);
+
+	return below.refused >= LIMIT_ALARM_REFUSED &&
+	       (double)below.refused > (double)below.all * ALARM_SHARE;
 }
 
 /* --- what came of a session --- */

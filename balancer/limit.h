@@ -181,6 +181,13 @@ void limit_seed(struct limit *l, int64_t ms, int64_t now_ms);
  */
 int64_t limit_patience_ms(const struct limit *l, int64_t most_ms);
 
+/* Of the last minutes, one or two: attempts, and those that were refused well
+ * below what it has taken. */
+struct limit_below {
+	uint64_t all, refused;
+};
+struct limit_below limit_below(const struct limit *l, int64_t now_ms);
+
 /*
  * It refuses more than a tenth of what it is sent, and takes more than it had
  * then right after: slots are not its trouble, and a limit no help.  For

@@ -210,6 +210,7 @@ struct session {
 	bool bound;      /* a backend connection is ours */
 	bool reused;     /* it has served before */
 	bool pipelining; /* it takes more than one command at a time */
+	bool holds;      /* slot = body, when this message's MAIL came */
 	bool afresh;     /* BIND: backends tried before may be tried again */
 	bool unheld;     /* the worker says that a COMMAND could not be held:
 			    DATA is forwarded then; MAIL's BIND clears it */

@@ -70,14 +70,11 @@ void session_refuse_body(struct session *s, struct session_plan *plan,
 unsigned session_say_note(struct session *s, struct session_plan *plan)
 {
 	struct session_act *act = session_add(plan, SESSION_DO_SAY);
-	unsigned code = 0;
 
 	assert(s->note_len >= 3);
 	act->text = s->line;
 	act->len = s->note_len;
-	for (unsigned i = 0; i < 3; i++)
-		code = code * 10 + (unsigned)(s->line[i] - '0');
-	return code;
+	return session_code_of(s->line);
 }
 
 /* The body's or the message's end was swallowed: now the client hears why. */
@@ -118,10 +115,27 @@ void session_trace(struct session *s, struct session_plan *plan)
 	session_add(plan, SESSION_DO_TRACE);
 }
 
+#define TEXT_WHITE "550 5.6.0 The message begins with white space\r\n"
+
+/*
+ * Where a trace field goes in front: a line that begins with white space
+ * would be more of that field (RFC 5322, section 2.2.3), in words of the
+ * client's.
+ */
+static bool is_more_of_trace(const struct session *s,
+			     const struct session_event *ev)
+{
+	return s->trace_len > 0 && (ev->data[0] == ' ' || ev->data[0] == '\t');
+}
+
 /* What is wrong with the body as far as it has come; NULL: nothing. */
-static const char *body_refusal(const struct session *s)
+static const char *body_refusal(const struct session *s,
+				const struct session_event *ev, bool first)
 {
 	uint64_t limit = s->listener->size;
+
+	if (first && is_more_of_trace(s, ev))
+		return TEXT_WHITE;
 
 	if (s->body.flaws != 0)
 		return "550 5.6.11 Bare CR, bare LF or NUL in the message\r\n";
@@ -157,7 +171,7 @@ void session_body_octets(struct session *s, const struct session_env *env,
 		return;
 	n = smtp_body_scan(&s->body, ev->data, ev->len);
 	if (!s->swallow)
-		refusal = body_refusal(s);
+		refusal = body_refusal(s, ev, was.octets == 0);
 	if (s->holding && refusal == NULL && n > ev->room) {
 		s->body = was; /* they come again when there is a backend */
 		session_spill(s, env, plan);
@@ -238,6 +252,14 @@ void session_chunk_octets(struct session *s, const struct session_env *env,
 	if (n > s->chunk_left)
 		n = (size_t)s->chunk_left;
 	plan->consumed = n;
+	if (!s->swallow && s->message.octets == 0 && is_more_of_trace(s, ev)) {
+		/* The chunk was announced with the field in it. */
+		session_say(plan, TEXT_WHITE);
+		session_part(s, plan);
+		session_end_message(s, plan, BUSY_STAGE_EOD, BUSY_OK, 550);
+		session_finish(s, plan, STATS_CLOSE_SYNC);
+		return;
+	}
 	s->chunk_left -= n;
 	if (!s->swallow) {
 		s->message.octets += n;

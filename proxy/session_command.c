@@ -47,7 +47,7 @@ static void forward(const struct saying *c, enum busy_stage stage)
 	act->stage = stage;
 	act->text = c->text;
 	act->len = c->len + 2;
-	act->hold = stage == BUSY_STAGE_RCPT && session_holds(c->s);
+	act->hold = stage == BUSY_STAGE_RCPT && c->s->holds;
 	c->s->deadline_ms = INT64_MAX;
 }
 
@@ -77,7 +77,7 @@ static void helo(const struct saying *c)
 		/* No SIZE unless each backend takes the parameter. */
 		s->offered = c->env->offer_ext & SMTP_EXT_RELAYED;
 		/* Chunks go on as they come: they cannot be held. */
-		if (session_holds(s))
+		if (s->listener->slot == CONFIG_SLOT_BODY)
 			s->offered &= ~(unsigned)SMTP_EXT_CHUNKING;
 		if (!(s->offered & SMTP_EXT_CHUNKING))
 			s->offered &= ~(unsigned)SMTP_EXT_BINARYMIME;
@@ -165,6 +165,8 @@ static bool mail(const struct saying *c)
 	memcpy(s->mail, c->text, c->len);
 	memcpy(s->mail + c->len, "\r\n", 2);
 	s->mail_len = (uint32_t)c->len + 2;
+	/* A reload must not change it in the middle of an envelope. */
+	s->holds = s->listener->slot == CONFIG_SLOT_BODY;
 	s->message = (struct session_message){ .mail_ms = c->env->now_ms };
 	s->body_type = c->cmd->body;
 	s->size_said = c->cmd->ext & SMTP_EXT_SIZE ? c->cmd->size : 0;
@@ -288,7 +290,7 @@ static bool data(const struct saying *c)
 			session_out_of_step(s, c->plan);
 		return true;
 	}
-	if (session_holds(s)) {
+	if (s->holds) {
 		s->state = SESSION_DATA;
 		s->premature = c->more;
 		s->own_data = true;
@@ -357,9 +359,7 @@ static void swallow_chunk(const struct saying *c, const char *reply)
 		s->chunk_failed = true;
 		s->message.stage = BUSY_STAGE_DATA;
 		s->message.class = BUSY_OK;
-		s->message.code = (unsigned)(reply[0] - '0') * 100 +
-				  (unsigned)(reply[1] - '0') * 10 +
-				  (unsigned)(reply[2] - '0');
+		s->message.code = session_code_of(reply);
 	}
 }
 
@@ -539,7 +539,7 @@ static bool data_ahead(const struct saying *c)
 	struct session *s = c->s;
 
 	if (s->ahead_rcpts == 0 || s->body_type == SMTP_BODY_BINARYMIME ||
-	    session_holds(s))
+	    s->holds)
 		return false;
 	forward(c, BUSY_STAGE_DATA);
 	s->ahead_data = true;

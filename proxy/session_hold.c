@@ -36,11 +36,6 @@ enum {
 
 static const char data_line[] = "DATA\r\n";
 
-bool session_holds(const struct session *s)
-{
-	return s->listener->slot == CONFIG_SLOT_BODY;
-}
-
 static void say_data(struct session *s, struct session_plan *plan)
 {
 	struct session_act *act = session_add(plan, SESSION_DO_COMMAND);
@@ -200,7 +195,7 @@ void session_handover_failed(struct session *s, const struct session_env *env,
 			     struct session_plan *plan, enum busy_stage stage,
 			     enum busy_class class, const char *text)
 {
-	unsigned code = 451;
+	unsigned code = session_code_of(text);
 
 	assert(s->state == SESSION_HANDOVER);
 	assert(!s->bound);

@@ -101,6 +101,9 @@ void session_no_backend(struct session *s, const struct session_env *env,
 			struct session_plan *plan, enum busy_stage stage,
 			enum busy_class class);
 
+/* The three digits that a reply begins with. */
+unsigned session_code_of(const char *reply);
+
 /* The events of the backend's side; see enum session_in. */
 void session_bound(struct session *s, const struct session_env *env,
 		   const struct session_event *ev, struct session_plan *plan);
@@ -158,9 +161,6 @@ uint64_t session_size_limit(const struct session *s,
 void session_trace(struct session *s, struct session_plan *plan);
 
 /* ---- slot = body ---- */
-
-/* Does weir hold bodies, on this listener? */
-bool session_holds(const struct session *s);
 
 /* DATA came, and no reply is due any more: answer it. */
 void session_own_data(struct session *s, const struct session_env *env,

@@ -25,15 +25,26 @@ unsigned session_code_for_client(const struct session_event *ev)
 	return ev->code == 421 && !is_obeyed(ev) ? 451 : ev->code;
 }
 
+unsigned session_code_of(const char *reply)
+{
+	unsigned code = 0;
+
+	for (unsigned i = 0; i < 3; i++)
+		code = code * 10 + (unsigned)(reply[i] - '0');
+	return code;
+}
+
 void session_no_backend(struct session *s, const struct session_env *env,
 			struct session_plan *plan, enum busy_stage stage,
 			enum busy_class class)
 {
-	static const char text[] =
-		"451 4.3.2 All mail servers are busy, please "
-		"try again later\r\n";
+	const char *text = "451 4.3.2 All mail servers are busy, please "
+			   "try again later\r\n";
 
-	if (s->note_len == 0) /* else the client reads what is noted */
+	if (class == BUSY_MISCONF && env->offer_size > 0 &&
+	    s->size_said > env->offer_size)
+		text = "552 5.3.4 Message size exceeds the limit\r\n";
+	else if (s->note_len == 0) /* else the client reads what is noted */
 		stats_add(&env->stats->unavailable, 1);
 	if (s->state == SESSION_HANDOVER) {
 		session_handover_failed(s, env, plan, stage, class, text);
@@ -41,7 +52,7 @@ void session_no_backend(struct session *s, const struct session_env *env,
 	}
 	session_say(plan, text);
 	session_spare_envelope(s, env);
-	session_end_message(s, plan, stage, class, 451);
+	session_end_message(s, plan, stage, class, session_code_of(text));
 	session_next(s, env, plan);
 }
 
@@ -489,7 +500,7 @@ static void envelope_replied(struct session *s, const struct session_env *env,
 		chunk_replied_early(s, env, ev, plan);
 		return;
 	}
-	if (ev->stage == BUSY_STAGE_RCPT && session_holds(s))
+	if (ev->stage == BUSY_STAGE_RCPT && s->holds)
 		session_add(plan, SESSION_DO_MARK)->good = good;
 	if (ev->stage == BUSY_STAGE_RCPT && good) {
 		s->message.rcpts_ok++;

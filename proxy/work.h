@@ -71,6 +71,8 @@ enum {
 	WORK_KEPT_SCAN = 32,
 	/* Holders of slots that are looked at when one is wanted. */
 	WORK_HOLDERS_SCAN = 32,
+	/* A backend is given so long to greet before others are compared. */
+	WORK_GREETING_MS = 1000,
 	/* After a refused session above a limit, the first time. */
 	WORK_RETRY_MS = 500,
 };
@@ -170,17 +172,18 @@ struct server {
 	enum backend_identity identity; /* the backend's, at the connect */
 	struct work_queue in, out;
 	bool receiving;
-	bool lingering;   /* stays for its client's next message */
-	bool kept;        /* idle, for anybody's next message */
-	bool clearing;    /* RSET was said: then it is kept */
-	bool own_name;    /* EHLO said weir's name, not a client's */
-	bool tainted;     /* has said an error: for nobody else */
-	bool yielding;    /* parted from so that its slot is free */
-	bool ending;      /* io_close() or io_abort() was called */
-	uint32_t served;  /* messages that went over it */
-	int64_t begun_ms; /* the connect */
-	int64_t until_ms; /* lingering or kept: until then */
-	int64_t sent_ms;  /* last progress of sending */
+	bool lingering;      /* stays for its client's next message */
+	bool kept;           /* idle, for anybody's next message */
+	bool clearing;       /* RSET was said: then it is kept */
+	bool own_name;       /* EHLO said weir's name, not a client's */
+	bool tainted;        /* has said an error: for nobody else */
+	bool yielding;       /* parted from so that its slot is free */
+	bool ending;         /* io_close() or io_abort() was called */
+	uint32_t served;     /* messages that went over it */
+	int64_t greet_by_ms; /* connected: when to ask how long to wait */
+	int64_t begun_ms;    /* the connect */
+	int64_t until_ms;    /* lingering or kept: until then */
+	int64_t sent_ms;     /* last progress of sending */
 	char name[SMTP_DOMAIN_MAX + 1];
 	struct upstream upstream;
 };
@@ -436,6 +439,10 @@ struct server *bind_find_kept(struct worker *w,
 /* It serves c from now on; c is then to be told of it by bind_event(). */
 void bind_take_kept(struct worker *w, struct client *c, struct server *v);
 
+/* A kept connection is nobody's to find for a moment; and is again. */
+void bind_set_aside(struct worker *w, struct server *v);
+void bind_put_back(struct worker *w, struct server *v);
+
 /* A slot is wanted: close an idle connection.  False: there is none. */
 bool bind_make_room(struct worker *w);
 
@@ -489,6 +496,8 @@ void hold_go_on(struct worker *w, struct client *c);
 
 /* A backend is sought for MAIL: no envelope is held yet. */
 void hold_forget_envelope(struct worker *w, struct client *c);
+/* It goes nowhere. */
+void hold_forget_body(struct worker *w, struct client *c);
 /* The message is over. */
 void hold_forget(struct worker *w, struct client *c);
 

@@ -58,10 +58,21 @@ static bool keep(struct worker *w, struct server *v)
 	    !balancer_keep(w->weir->farm, &v->slot, farm->reuse_percent))
 		return false;
 	server_detach(w, v);
-	v->kept = true;
-	v->until_ms = w->now_ms + farm->reuse_idle_ms;
-	put_idle(w, v, w->kept.next);
+	bind_put_back(w, v);
 	return true;
+}
+
+void bind_set_aside(struct worker *w, struct server *v)
+{
+	assert(v->kept);
+	server_detach(w, v);
+}
+
+void bind_put_back(struct worker *w, struct server *v)
+{
+	v->kept = true;
+	v->until_ms = w->now_ms + w->config->farm.reuse_idle_ms;
+	put_idle(w, v, w->kept.next);
 }
 
 void bind_keep(struct worker *w, struct server *v)
@@ -308,5 +319,9 @@ bool bind_client(struct worker *w, struct client *c,
 	verdict = reserve(w, c, &slot);
 	if (verdict == BALANCER_PICKED)
 		return bind_slot(w, c, &slot, event);
+	if (verdict == BALANCER_NO_EXTENSION) {
+		event->stage = BUSY_STAGE_EHLO;
+		event->class = BUSY_MISCONF;
+	}
 	return verdict == BALANCER_ALL_FULL && room_wait(w, c);
 }

@@ -375,6 +375,8 @@ static bool perform(struct worker *w, struct client *c,
 			break;
 		}
 	}
+	if (c->session.swallow)
+		hold_forget_body(w, c);
 	if (c->server != NULL)
 		server_chunk(w, c->server, c->session.state == SESSION_CHUNK);
 	return more;
@@ -833,21 +835,23 @@ static void read_header(struct worker *w, struct client *c)
 	}
 }
 
-static void identify(struct worker *w, struct client *c, io_handle socket)
+/* False: it is gone already, and nobody knows who it was. */
+static bool identify(struct worker *w, struct client *c, io_handle socket)
 {
 	struct sockaddr_storage peer = { 0 };
 	struct cidr_addr addr = { 0 };
 	uint16_t port = 0;
+	bool known;
 
 	stats_add(&w->stats->connections, 1);
 	c->id = w->id_base << 32 | ++w->ids;
-	if (io_peer(w->io, socket, (struct sockaddr *)&peer, sizeof(peer)) ==
-	    0) {
-		(void)cidr_addr_from_sockaddr(&addr, &port,
-					      (const struct sockaddr *)&peer,
-					      sizeof(peer));
-	}
+	known = io_peer(w->io, socket, (struct sockaddr *)&peer,
+			sizeof(peer)) == 0 &&
+		cidr_addr_from_sockaddr(&addr, &port,
+					(const struct sockaddr *)&peer,
+					sizeof(peer));
 	client_is(c, &addr, port);
+	return known;
 }
 
 /*
@@ -859,7 +863,7 @@ static void turn_away(struct worker *w, const struct config_listener *listener,
 {
 	struct client c = { .limit = "connections" };
 
-	identify(w, &c, socket);
+	(void)identify(w, &c, socket);
 	c.session.listener = listener;
 	c.session.opened_ms = w->now_ms;
 	c.session.reason = STATS_CLOSE_FULL;
@@ -868,12 +872,29 @@ static void turn_away(struct worker *w, const struct config_listener *listener,
 	io_close(w->io, socket);
 }
 
+/* What it last said was not meant to be finished. */
+static void was_reset(struct worker *w, struct client *c)
+{
+	const struct session_event gone = { .kind = SESSION_IN_GONE };
+
+	c->gone_told = true;
+	work_queue_drop(w, &c->in);
+	work_queue_drop(w, &c->out);
+	(void)tell(w, c, &gone);
+	if (!c->ending && c->socket != 0) {
+		c->ending = true;
+		io_close(w->io, c->socket);
+	}
+	settle(w, c);
+}
+
 void client_accepted(struct worker *w, struct work_listener *from,
 		     const struct io_event *ev)
 {
 	const struct config_listener *listener =
 		&w->config->listeners[from->config_at];
 	struct client *c;
+	bool known;
 
 	if (ev->socket == 0) {
 		stats_add(&w->stats->accept_errors, 1);
@@ -888,10 +909,14 @@ void client_accepted(struct worker *w, struct work_listener *from,
 		return;
 	}
 	io_adopt(w->io, ev->socket, &c->work);
-	identify(w, c, ev->socket);
+	known = identify(w, c, ev->socket);
 	w->talking++;
 	session_init(&c->session, listener, c->lines,
 		     c->lines + SESSION_LINE_MAX, w->now_ms);
+	if (!known) {
+		was_reset(w, c);
+		return;
+	}
 	if (cidr_set_has(&listener->proxy_from, &c->addr)) {
 		proxy_await(w, c);
 		settle(w, c);
@@ -941,18 +966,7 @@ static void received(struct worker *w, struct client *c,
 			client_resume(w, c);
 		return;
 	}
-	/* Reset: what it last said was not meant to be finished. */
-	const struct session_event gone = { .kind = SESSION_IN_GONE };
-
-	c->gone_told = true;
-	work_queue_drop(w, &c->in);
-	work_queue_drop(w, &c->out);
-	(void)tell(w, c, &gone);
-	if (!c->ending && c->socket != 0) {
-		c->ending = true;
-		io_close(w->io, c->socket);
-	}
-	settle(w, c);
+	was_reset(w, c);
 }
 
 void client_event(struct worker *w, struct client *c, const struct io_event *ev)

@@ -112,12 +112,17 @@ void hold_forget_envelope(struct worker *w, struct client *c)
 	c->replaying = false;
 }
 
-void hold_forget(struct worker *w, struct client *c)
+void hold_forget_body(struct worker *w, struct client *c)
 {
-	hold_forget_envelope(w, c);
 	hold_drop(&w->hold, &c->body);
 	c->sent = (struct hold_place){ 0 };
 	c->sending = false;
+}
+
+void hold_forget(struct worker *w, struct client *c)
+{
+	hold_forget_envelope(w, c);
+	hold_forget_body(w, c);
 }
 
 /* ---- giving ---- */

@@ -9,6 +9,9 @@
  * whose turn it is, on whatever worker that is, before its turn ends.
  */
 
+/* Backends that a waiter may find unreachable, one after the other. */
+enum { ROUNDS = 8 };
+
 static struct room_policy policy_of(const struct config_room *config)
 {
 	return (struct room_policy){
@@ -147,10 +150,12 @@ static bool give_kept(struct worker *w, const struct room_turn *turn)
 	v = bind_find_kept(w, &turn->need);
 	if (v == NULL)
 		return false;
-	/* Nobody but this thread calls or removes our own waiters' tickets
-	 * without their slots: if one was called meanwhile, it has its own. */
+	/* It is this waiter's: others who are called may look for one. */
+	bind_set_aside(w, v);
 	if (room_grant(w->weir->room, turn->ticket, &v->slot, w->now_ms))
 		c->gift = v;
+	else
+		bind_put_back(w, v); /* called meanwhile, with another slot */
 	connect_called(w);
 	return true;
 }
@@ -287,20 +292,33 @@ static int64_t holders_due_ms(const struct worker *w)
 	return at_ms;
 }
 
+/* Slots for those who wait, as long as there are any. */
+static bool serve_all(struct worker *w)
+{
+	unsigned skip = 0;
+	bool full = false;
+
+	while (serve(w, &skip, &full))
+		;
+	return full;
+}
+
 void room_turn(struct worker *w)
 {
 	struct room *room = w->weir->room;
-	unsigned skip = 0;
 	bool full = false;
 
 	if (room_has_called(room, w->index))
 		connect_called(w);
-	if (room_waiting(room) == 0)
-		return;
-	while (serve(w, &skip, &full))
-		;
-	if (room_has_called(room, w->index))
+	/* Who was called and could not even connect, waits again: it is to be
+	 * served now as well, for nobody else will think of it. */
+	for (unsigned round = 0; room_waiting(room) > 0 && round < ROUNDS;
+	     round++) {
+		full = serve_all(w);
+		if (!room_has_called(room, w->index))
+			break;
 		connect_called(w);
+	}
 	if (full && room_waiting(room) > 0) {
 		yield(w);
 		hurry_holders(w);

@@ -120,6 +120,8 @@ void server_set_timer(struct worker *w, struct server *v)
 		return;
 	if (v->until_ms < at_ms)
 		at_ms = v->until_ms;
+	if (v->upstream.state == UPSTREAM_GREETING && v->greet_by_ms < at_ms)
+		at_ms = v->greet_by_ms;
 	if (v->out.octets > 0 || io_unsent(w->io, v->socket) > 0) {
 		int64_t stuck_ms = v->sent_ms +
 				   w->config->timeouts.backend_send_ms;
@@ -684,18 +686,39 @@ void server_reset(struct worker *w, struct server *v)
 
 /*
  * One that greets others at once, and not us, is full; but one that is told
- * who the client is may be looking up its name first.
+ * who the client is may be looking up its name first.  Asked again and again,
+ * since others may be greeted only after we have connected.
  */
+static int64_t patience_ms(struct worker *w, const struct server *v)
+{
+	int64_t most_ms = w->timeouts.greeting_ms;
+	int64_t share_ms = w->config->farm.budget_ms * 2 / 3;
+
+	if (v->client != NULL && v->client->session.tries <= 1 &&
+	    share_ms < most_ms)
+		most_ms = share_ms; /* some is left for another one */
+	if (backend_identity_binds(v->identity))
+		return most_ms;
+	return balancer_patience_ms(w->weir->farm, &v->slot, most_ms);
+}
+
 static void await_greeting(struct worker *w, struct server *v)
 {
-	int64_t patience_ms = w->timeouts.greeting_ms;
-
 	upstream_connected(&v->upstream, w->now_ms);
-	if (!backend_identity_binds(v->identity)) {
-		patience_ms = balancer_patience_ms(w->weir->farm, &v->slot,
-						   patience_ms);
-	}
-	v->upstream.deadline_ms = w->now_ms + patience_ms;
+	v->greet_by_ms = w->now_ms + WORK_GREETING_MS;
+}
+
+/* Has it been silent for too long?  Else when to ask again is set. */
+static bool is_silent(struct worker *w, struct server *v)
+{
+	int64_t by_ms = v->begun_ms + patience_ms(w, v);
+
+	if (w->now_ms >= by_ms)
+		return true;
+	v->greet_by_ms = w->now_ms + WORK_GREETING_MS < by_ms
+				 ? w->now_ms + WORK_GREETING_MS
+				 : by_ms;
+	return false;
 }
 
 static void connected(struct worker *w, struct server *v, int result)
@@ -790,6 +813,11 @@ void server_timer(struct worker *w, struct server *v)
 		return;
 	if (w->now_ms >= v->until_ms) {
 		server_quit(w, v);
+		return;
+	}
+	if (u->state == UPSTREAM_GREETING && w->now_ms >= v->greet_by_ms &&
+	    is_silent(w, v)) {
+		failed(w, v, BALANCER_SILENT);
 		return;
 	}
 	if (w->now_ms < u->deadline_ms) {

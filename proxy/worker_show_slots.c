@@ -13,7 +13,6 @@
  * Refusals below its size before people are told: a server that just turns
  * out to be smaller than was thought gives a few, and then no more.
  */
-enum { ALARM_REFUSALS = 10 };
 
 /* ---- show limits ---- */
 
@@ -112,25 +111,8 @@ static void put_baseline(struct report *r, const struct limit *l)
 	report_number(r, l->baseline_ms);
 }
 
-/* Attempts well below its size, and those refused: of the last two minutes. */
-struct below {
-	uint64_t all, refused;
-};
-
-static struct below count_below(const struct limit *l, int64_t now_ms)
-{
-	int64_t age = now_ms / 60000 - l->under_minute;
-	struct below below = { 0 };
-
-	for (int64_t i = 0; i < 2 - age; i++) {
-		below.all += l->under[i];
-		below.refused += l->under_refused[i];
-	}
-	return below;
-}
-
 static void put_meaning(struct report *r, const struct limit *l,
-			const struct below *below, bool alarmed)
+			const struct limit_below *below, bool alarmed)
 {
 	char text[160];
 
@@ -174,9 +156,8 @@ static void limit_row(struct worker *w, struct report *r, struct backend *b)
 
 	backend_look(b, &view);
 
-	const struct below below = count_below(l, w->now_ms);
-	bool alarmed = limit_is_alarmed(l, w->now_ms) &&
-		       below.refused >= ALARM_REFUSALS;
+	const struct limit_below below = limit_below(l, w->now_ms);
+	bool alarmed = limit_is_alarmed(l, w->now_ms);
 	size_t n = control_age_format(w->now_ms - l->last_ms, text);
 
 	report_word(r, b->name);
