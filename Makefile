@@ -69,7 +69,7 @@ PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
 # What performs, on top of io.h: the product and the simulation share it.
 CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c)
 RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c)
-WEIR := $(CORE) $(RING) proxy/logger.c proxy/main.c
+WEIR := $(CORE) $(RING) $(addprefix proxy/,inspect.c logger.c main.c)
 
 # The two tools share nothing with the above: they bear witness against it.
 TOOLS := $(addprefix tests/,heap.c quantity.c tally.c)
@@ -105,6 +105,7 @@ NEEDS_trace     := proxy/trace.c
 NEEDS_proxyproto := proxy/proxyproto.c proxy/cidr.c
 NEEDS_advice    := proxy/advice.c
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
+NEEDS_inspect   := proxy/inspect.c $(NEEDS_config)
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_histogram := tests/histogram.c
@@ -133,6 +134,7 @@ SIM_WRAPS := session_step balancer_release io_buf_put bind_park room_next \
 SIM_LDFLAGS := $(SIM_WRAPS:%=-Wl,--wrap=%)
 LIBS_ring := -luring
 LIBS_config := -linih
+LIBS_inspect := -linih
 LIBS_histogram := -lm
 LIBS_limit_model := -lm
 LIBS_quantity := -lm

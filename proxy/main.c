@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "proxy/config.h"
+#include "proxy/inspect.h"
 #include "proxy/io.h"
 #include "proxy/log.h"
 #include "proxy/worker.h"
@@ -67,22 +68,37 @@ static void usage(FILE *to)
 
 /* ---- configuration ---- */
 
+static void print(const struct config_report *report, const char *what)
+{
+	for (unsigned i = 0; i < report->count; i++)
+		(void)fprintf(stderr, "%s%s\n", what, report->errors[i].text);
+	if (report->omitted > 0)
+		(void)fprintf(stderr, "weir: and %u more\n", report->omitted);
+}
+
+/* The configuration, if weir can start with it; else stderr was told why. */
 static struct config *load(const char *path)
 {
-	struct config_report *report = config_report_new();
-	struct config *config;
+	struct config_report *errors = config_report_new();
+	struct config_report *warnings = config_report_new();
+	struct config *config = NULL;
 
-	if (report == NULL) {
+	if (errors != NULL && warnings != NULL)
+		config = config_load(path, errors);
+	else
 		(void)fprintf(stderr, "weir: no memory\n");
-		return NULL;
+	if (config != NULL) {
+		inspect_ground(config, path, errors, warnings);
+		inspect_farm(config, path, errors, warnings);
 	}
-	config = config_load(path, report);
-	for (unsigned i = 0; i < report->count; i++)
-		(void)fprintf(stderr, "%s\n", report->errors[i].text);
-	if (report->omitted > 0)
-		(void)fprintf(stderr, "weir: and %u more errors\n",
-			      report->omitted);
-	config_report_free(&report);
+	if (warnings != NULL)
+		print(warnings, "warning: ");
+	if (errors != NULL)
+		print(errors, "");
+	if (config != NULL && errors->count > 0)
+		config_free(&config);
+	config_report_free(&errors);
+	config_report_free(&warnings);
 	return config;
 }
 
@@ -137,21 +153,46 @@ static bool await_seen(struct weir *weir, const struct config *config)
 	return true;
 }
 
+static void say_all(struct logger *logger, const struct config *config,
+		    int level, const char *key,
+		    const struct config_report *report)
+{
+	for (unsigned i = 0; i < report->count; i++)
+		say(logger, config, level, "reload", key,
+		    report->errors[i].text);
+}
+
+/* Load it and log what is wrong with it; in_force says how. */
+static struct config *load_again(const struct config *in_force,
+				 struct logger *logger, const char *path)
+{
+	struct config_report *errors = config_report_new();
+	struct config_report *warnings = config_report_new();
+	struct config *config = NULL;
+
+	if (errors != NULL && warnings != NULL) {
+		config = config_load(path, errors);
+		if (config != NULL)
+			inspect_farm(config, path, errors, warnings);
+		say_all(logger, in_force, LOG_LEVEL_WARNING, "warning",
+			warnings);
+		say_all(logger, in_force, LOG_LEVEL_ERROR, "error", errors);
+		if (config != NULL && errors->count > 0)
+			config_free(&config);
+	}
+	config_report_free(&errors);
+	config_report_free(&warnings);
+	return config;
+}
+
 static void reload(struct weir *weir, struct config **in_force,
 		   struct logger *logger, const char *path)
 {
 	struct config *old = *in_force;
-	struct config_report *report = config_report_new();
 	struct config *config;
 
 	atomic_store(&weir->reload_wanted, false);
-	if (report == NULL)
-		return;
-	config = config_load(path, report);
-	for (unsigned i = 0; i < report->count; i++)
-		say(logger, old, LOG_LEVEL_ERROR, "reload", "error",
-		    report->errors[i].text);
-	config_report_free(&report);
+	config = load_again(old, logger, path);
 	if (config != NULL && !same_listeners(old, config)) {
 		say(logger, old, LOG_LEVEL_ERROR, "reload", "error",
 		    "listeners cannot change while weir runs: restart it");

@@ -4,6 +4,7 @@ socket."""
 import fcntl
 import os
 import resource
+import signal
 import socket
 import struct
 import subprocess
@@ -293,6 +294,55 @@ tries = 11
         done = self.run_weir(text[:text.index("[backend")])
         self.one_line(done, "backend")
 
+    def test_all_that_a_start_lacks_is_told_by_both(self):
+        text = self.good().replace("[weir]\n", """[weir]
+user = no-such-user
+group = no-such-group
+log = /nonexistent/weir.log
+""").replace(world.work() + "/c.sock", "/never/c.sock")
+        at_start, tested = self.run_weir(text), self.run_weir(text, "-t")
+        self.assertEqual((at_start.returncode, tested.returncode), (1, 1))
+        self.assertEqual(at_start.stdout, tested.stdout)
+        said = tested.stdout.splitlines()
+        self.assertEqual(len(said), 4, tested.stdout)
+        for line, words in zip(said, (("user", "no-such-user"),
+                                      ("group", "no-such-group"),
+                                      ("log", "/nonexistent"),
+                                      ("control_socket", "/never"))):
+            for word in words:
+                self.assertIn(word, line)
+
+    @lib.needs_root
+    def test_what_one_may_not_do_is_told(self):
+        def nobody():
+            os.setgid(65534)
+            os.setuid(65534)
+        self.one_line(self.run_weir(self.good(), "-t", preexec=nobody),
+                      "control_socket", "Permission denied")
+        # a start by root is another matter, and nobody cannot tell
+        text = self.good().replace("[weir]\n", "[weir]\nuser = mail\n")
+        done = self.run_weir(text, "-t", preexec=nobody)
+        self.assertEqual(done.returncode, 0, done.stdout)
+
+    def test_two_names_for_one_address_are_a_warning(self):
+        text = self.good() + "[backend b]\naddress = 127.0.0.1:1\n"
+        done = self.run_weir(text, "-t")
+        self.assertEqual(done.returncode, 0, done.stdout)
+        said = done.stdout.splitlines()
+        self.assertEqual(len(said), 2, done.stdout)
+        self.assertTrue(said[0].startswith("warning: "), said[0])
+        self.assertIn("[backend a] and [backend b]", said[0])
+
+    def test_weir_is_no_backend_of_its_own(self):
+        for listen in ("127.0.0.1", "0.0.0.0"):
+            with self.subTest(listen=listen):
+                text = self.good(2525).replace("listen = 127.0.0.1",
+                                               "listen = " + listen)
+                text = text.replace("address = 127.0.0.1:1",
+                                    "address = 127.0.0.1:2525")
+                self.one_line(self.run_weir(text, "-t"), "[backend a]",
+                              "[listener in]", "in circles")
+
     def test_a_port_in_use(self):
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
@@ -381,6 +431,14 @@ class Control(lib.Case):
                             "show", "info")
         self.assertEqual(done.returncode, 1)
         self.assertIn("/nonexistent", done.stdout)
+
+    def test_a_reload_warns_of_two_names_for_one_address(self):
+        self.weir.child.send_signal(signal.SIGHUP)
+        lib.wait_until(lambda: self.weir.log("event=reload", "in force"),
+                       "the reload")
+        warning, = self.weir.log("event=reload", "warning=")
+        self.assertIn("[backend alpha] and [backend beta]",
+                      warning["warning"])
 
     def crowd(self, count):
         for _ in range(count):
