@@ -218,6 +218,7 @@ struct session {
 	bool whole;      /* all of it is, until LOG */
 	bool replaying;  /* REPLAY's replies are due, not only DATA's */
 	bool own_data;   /* DATA waits in weir for the replies before it */
+	bool white;      /* the body begins with white space */
 	bool trace_due;  /* the field goes out in front of the body */
 	bool swallow;    /* body or chunk goes nowhere */
 	bool chunk_last;

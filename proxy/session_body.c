@@ -115,27 +115,23 @@ void session_trace(struct session *s, struct session_plan *plan)
 	session_add(plan, SESSION_DO_TRACE);
 }
 
-#define TEXT_WHITE "550 5.6.0 The message begins with white space\r\n"
-
 /*
  * Where a trace field goes in front: a line that begins with white space
  * would be more of that field (RFC 5322, section 2.2.3), in words of the
  * client's.
  */
-static bool is_more_of_trace(const struct session *s,
-			     const struct session_event *ev)
+static bool is_white(char octet)
 {
-	return s->trace_len > 0 && (ev->data[0] == ' ' || ev->data[0] == '\t');
+	return octet == ' ' || octet == '\t';
 }
 
 /* What is wrong with the body as far as it has come; NULL: nothing. */
-static const char *body_refusal(const struct session *s,
-				const struct session_event *ev, bool first)
+static const char *body_refusal(const struct session *s)
 {
 	uint64_t limit = s->listener->size;
 
-	if (first && is_more_of_trace(s, ev))
-		return TEXT_WHITE;
+	if (s->white && s->trace_len > 0)
+		return SESSION_TEXT_WHITE;
 
 	if (s->body.flaws != 0)
 		return "550 5.6.11 Bare CR, bare LF or NUL in the message\r\n";
@@ -169,9 +165,11 @@ void session_body_octets(struct session *s, const struct session_env *env,
 
 	if (ev->len == 0)
 		return;
+	if (s->body.octets == 0)
+		s->white = is_white(ev->data[0]);
 	n = smtp_body_scan(&s->body, ev->data, ev->len);
 	if (!s->swallow)
-		refusal = body_refusal(s, ev, was.octets == 0);
+		refusal = body_refusal(s);
 	if (s->holding && refusal == NULL && n > ev->room) {
 		s->body = was; /* they come again when there is a backend */
 		session_spill(s, env, plan);
@@ -252,9 +250,10 @@ void session_chunk_octets(struct session *s, const struct session_env *env,
 	if (n > s->chunk_left)
 		n = (size_t)s->chunk_left;
 	plan->consumed = n;
-	if (!s->swallow && s->message.octets == 0 && is_more_of_trace(s, ev)) {
+	if (!s->swallow && s->message.octets == 0 && s->trace_len > 0 &&
+	    is_white(ev->data[0])) {
 		/* The chunk was announced with the field in it. */
-		session_say(plan, TEXT_WHITE);
+		session_say(plan, SESSION_TEXT_WHITE);
 		session_part(s, plan);
 		session_end_message(s, plan, BUSY_STAGE_EOD, BUSY_OK, 550);
 		session_finish(s, plan, STATS_CLOSE_SYNC);

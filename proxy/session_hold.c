@@ -175,6 +175,14 @@ static void send(struct session *s, const struct session_env *env,
 {
 	struct session_act *act;
 
+	if (s->trace_due && s->white) {
+		/* The backend before this one wanted no field. */
+		session_add(plan, SESSION_DO_RESET);
+		s->bound = false;
+		session_handover_failed(s, env, plan, BUSY_STAGE_EOD, BUSY_OK,
+					SESSION_TEXT_WHITE);
+		return;
+	}
 	session_trace(s, plan);
 	act = session_add(plan, SESSION_DO_SEND);
 	act->stage = s->whole ? BUSY_STAGE_EOD : BUSY_STAGE_IDLE;

@@ -11,6 +11,7 @@
 
 #define SESSION_TEXT_DRAIN  "421 4.3.2 Service shutting down\r\n"
 #define SESSION_TEXT_ERRORS "421 4.7.0 Too many errors, closing\r\n"
+#define SESSION_TEXT_WHITE  "550 5.6.0 The message begins with white space\r\n"
 #define SESSION_TEXT_LOST                                                      \
 	"451 4.3.0 The mail server was lost, please try again\r\n"
 #define SESSION_TEXT_CHUNK_FAILED "503 5.5.1 A chunk before this one failed\r\n"

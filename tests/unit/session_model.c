@@ -96,6 +96,7 @@ void model_open(const struct talk *t)
 		.admission = w->admission,
 		.stats = &w->stats,
 		.offer_ext = k->offer ? k->offer : SMTP_EXT_RELAYED,
+		.offer_size = k->offer_size,
 		.now_ms = 1000000,
 	};
 	assert_true(cidr_addr_parse("192.0.2.1", 9, &addr));

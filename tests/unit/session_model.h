@@ -48,6 +48,7 @@ struct knobs {
 	uint32_t message_rate, recipient_rate;
 	uint64_t size;
 	unsigned offer;       /* extensions of the farm; 0: all */
+	uint64_t offer_size;  /* of the farm; 0: none */
 	bool hold;            /* slot = body */
 	size_t buffer;        /* body_buffer; 0: 1000 */
 	int64_t body_wait_ms; /* 0: 1000; less: 0 */
