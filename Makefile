@@ -104,6 +104,8 @@ NEEDS_room      := balancer/room.c
 NEEDS_trace     := proxy/trace.c
 NEEDS_proxyproto := proxy/proxyproto.c proxy/cidr.c
 NEEDS_advice    := proxy/advice.c
+NEEDS_tls       := $(wildcard proxy/tls*.c) tests/unit/tls_certs.c tests/unit/tls_talk.c
+NEEDS_tls_context := $(NEEDS_tls)
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_inspect   := proxy/inspect.c $(NEEDS_config)
 NEEDS_ring      := $(RING) proxy/logger.c
@@ -138,6 +140,8 @@ LIBS_inspect := -linih
 LIBS_histogram := -lm
 LIBS_limit_model := -lm
 LIBS_quantity := -lm
+LIBS_tls := -lssl -lcrypto
+LIBS_tls_context := $(LIBS_tls)
 
 .SECONDEXPANSION:
 $(UNITS:%=$(B)/test_%): $(B)/test_%: $(B)/tests/unit/test_%.o \
@@ -163,6 +167,8 @@ FUZZ_NEEDS_session := $(CORE) $(wildcard tests/fuzz/session_*.c) \
           $(addprefix tests/sim/,world.c sim_backend.c sim_check.c sim_client.c \
             sim_io.c sim_net.c sim_slots.c)
 FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text
+FUZZ_NEEDS_tls := $(NEEDS_tls)
+FUZZ_LDFLAGS_tls := $(LIBS_tls)
 $(FUZZERS:%=$(B)/fuzz_%): $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o \
 		$$(call obj,$$(or $$(FUZZ_NEEDS_$$*),$(PURE)))
 	$(CC) $(ALL_LDFLAGS) $(FUZZ_LDFLAGS_$*) -fsanitize=fuzzer -o $@ $^ -linih
