@@ -103,8 +103,8 @@ static SSL_CTX *ssl_new(struct tls_context *c, const struct tls_protocol *p,
 		(void)tls_complain(error, "OpenSSL: %s", tls_openssl_error());
 		return NULL;
 	}
-	/* Suite B aside, servers choose: AES-128 is the cheapest here; who
-	 * has no AES instructions puts ChaCha20 first, and gets it. */
+	/* The server chooses, AES-128 being the cheapest here; but a client
+	 * that puts ChaCha20 first, for want of AES instructions, gets it. */
 	(void)SSL_CTX_set_options(ssl, SSL_OP_NO_RENEGOTIATION |
 					       SSL_OP_NO_COMPRESSION |
 					       SSL_OP_CIPHER_SERVER_PREFERENCE |

@@ -605,6 +605,31 @@ static void a_peer_that_asks_without_reading_cannot_make_it_grow(void **state)
 	tls_context_unref(&server);
 }
 
+static void a_client_cannot_have_the_handshake_done_again(void **state)
+{
+	struct tls_context *server = simple_server(&ec);
+	struct tls *t = tls_begin(server, NULL, MADE_NOW_S);
+	struct raw raw;
+
+	(void)state;
+	raw_begin(&raw, NULL);
+	assert_int_equal(SSL_set_max_proto_version(raw.ssl, TLS1_2_VERSION), 1);
+	raw_run(&raw, t);
+	assert_int_equal(tls_state(t), TLS_OPEN);
+	assert_int_equal(SSL_renegotiate(raw.ssl), 1);
+	(void)SSL_do_handshake(raw.ssl);
+	assert_true(raw_up(&raw, t));
+	assert_false(tls_is_costly(t));
+	assert_int_equal(tls_state(t), TLS_OPEN);
+	/* An alert is the whole answer: header, sequence, tag and 2 octets. */
+	assert_int_equal(tls_unsent(t), 5 + 8 + 16 + 2);
+	assert_true(raw_down(&raw, t));
+	assert_int_equal(SSL_do_handshake(raw.ssl), -1);
+	raw_free(&raw);
+	tls_free(&t);
+	tls_context_unref(&server);
+}
+
 /* ---- memory ---- */
 
 static void an_idle_connection_takes_little_memory(void **state)
@@ -736,6 +761,7 @@ int main(void)
 			a_handshake_is_costly_until_its_key_work_is_done),
 		cmocka_unit_test(
 			a_peer_that_asks_without_reading_cannot_make_it_grow),
+		cmocka_unit_test(a_client_cannot_have_the_handshake_done_again),
 		cmocka_unit_test(an_idle_connection_takes_little_memory),
 		cmocka_unit_test(threads_share_contexts_and_tickets),
 	};
