@@ -73,6 +73,8 @@ enum {
 	WORK_HOLDERS_SCAN = 32,
 	/* A backend is given so long to greet before others are compared. */
 	WORK_GREETING_MS = 1000,
+	/* Between two lines of what may fail all the time. */
+	WORK_SAY_AGAIN_MS = 1000,
 	/* After a refused session above a limit, the first time. */
 	WORK_RETRY_MS = 500,
 };
@@ -251,6 +253,8 @@ struct worker {
 	struct work_listener listeners[WORK_LISTENERS_MAX];
 	unsigned listener_count;
 	unsigned listeners_open; /* not yet IO_CLOSED */
+	int64_t accept_said_ms;  /* the last line of an accept that failed */
+	int64_t accepts_unsaid;  /* that failed since, without a line */
 	bool unlistened;         /* all were told to close */
 	int64_t unlisten_ms;     /* draining: when to close them; 0: not yet */
 	int64_t drain_by_ms;     /* when the drain is over at the latest */

@@ -888,6 +888,24 @@ static void was_reset(struct worker *w, struct client *c)
 	settle(w, c);
 }
 
+/* It may go on so for long, and would fill the log: a line now and then. */
+static void accept_failed(struct worker *w, int error)
+{
+	stats_add(&w->stats->accept_errors, 1);
+	if (w->accept_said_ms > 0 &&
+	    w->now_ms - w->accept_said_ms < WORK_SAY_AGAIN_MS) {
+		w->accepts_unsaid++;
+		return;
+	}
+	work_log_begin(w, "accept");
+	log_word(&w->log, "error", strerrorname_np(error));
+	if (w->accepts_unsaid > 0)
+		log_number(&w->log, "left_out", w->accepts_unsaid);
+	work_log(w, LOG_LEVEL_ERROR);
+	w->accept_said_ms = w->now_ms;
+	w->accepts_unsaid = 0;
+}
+
 void client_accepted(struct worker *w, struct work_listener *from,
 		     const struct io_event *ev)
 {
@@ -897,10 +915,7 @@ void client_accepted(struct worker *w, struct work_listener *from,
 	bool known;
 
 	if (ev->socket == 0) {
-		stats_add(&w->stats->accept_errors, 1);
-		work_log_begin(w, "accept");
-		log_word(&w->log, "error", strerrorname_np(-ev->result));
-		work_log(w, LOG_LEVEL_ERROR);
+		accept_failed(w, -ev->result);
 		return;
 	}
 	c = client_new(w, ev->socket);
