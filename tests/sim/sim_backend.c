@@ -568,6 +568,42 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 	reply(c, SIM_STAGE_EHLO, "%s", text);
 }
 
+/* The word of a text that ends in CRLF or a blank, as an address. */
+static const char *next_word(const char **at, char *word, size_t size)
+{
+	size_t len = strcspn(*at, " \r");
+	size_t kept = len < size ? len : size - 1;
+
+	memcpy(word, *at, kept);
+	word[kept] = '\0';
+	*at += len + ((*at)[len] == ' ');
+	return word;
+}
+
+/* Whom the PROXY header names; of no family if nobody. */
+static union sim_addr named(const struct conn *c)
+{
+	const uint8_t *h = c->head;
+	char text[HEADER_MAX + 1], host[64], to[64], port[16];
+	const char *at = text + strlen("PROXY TCPn ");
+
+	if (c->backend->config.proxy == 2) {
+		bool v6 = h[13] == 0x21;
+		const uint8_t *p = h + 16 + (v6 ? 32 : 8);
+
+		if (h[12] != 0x21 || (!v6 && h[13] != 0x11))
+			return (union sim_addr){ 0 };
+		inet_ntop(v6 ? AF_INET6 : AF_INET, h + 16, host, sizeof(host));
+		return sim_addr_make(host, (uint16_t)(p[0] << 8 | p[1]));
+	}
+	memcpy(text, h, c->head_len);
+	text[c->head_len] = '\0';
+	next_word(&at, host, sizeof(host));
+	next_word(&at, to, sizeof(to));
+	next_word(&at, port, sizeof(port));
+	return sim_addr_make(host, (uint16_t)strtoul(port, NULL, 10));
+}
+
 /* Whose is it?  Everything of a transaction must be of one client. */
 static void witness(struct conn *c, const char *arg)
 {
@@ -583,6 +619,11 @@ static void witness(struct conn *c, const char *arg)
 			      "backend b%u: \"%s\" came in a transaction of "
 			      "%s, on a connection of client %u",
 			      b->config.index, arg, mark_of(c), c->helo_client);
+	}
+	if (b->config.proxy > 0) {
+		const union sim_addr who = named(c);
+
+		check_named(b->check, m, b->config.index, &who);
 	}
 	if (c->message == NULL)
 		c->again = m->welcome != 0;

@@ -272,6 +272,22 @@ void check_trace(struct check *check, const struct check_message *m,
 		      m == NULL ? "-" : m->mark, (int)len, field);
 }
 
+void check_named(struct check *check, const struct check_message *m,
+		 unsigned backend, const union sim_addr *named)
+{
+	char said[64], is[64];
+
+	if (m->client >= check->client_count)
+		return; /* nobody has told where it comes from */
+	const union sim_addr *a = &check->clients[m->client];
+	if (sim_addr_equal(&named->sa, &a->sa))
+		return;
+	sim_violation(check->sim,
+		      "backend b%u: a header named %s for %s, who is %s",
+		      backend, sim_addr_text(&named->sa, said, sizeof(said)),
+		      m->mark, sim_addr_text(&a->sa, is, sizeof(is)));
+}
+
 /* --- clients --- */
 
 void check_client(struct check *check, unsigned number,

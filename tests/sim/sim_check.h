@@ -87,6 +87,9 @@ void check_final(struct check *check, struct check_message *m, unsigned code,
 /* A trace field stood in front of the body; m may be NULL. */
 void check_trace(struct check *check, const struct check_message *m,
 		 unsigned backend, const char *field, size_t len);
+/* A PROXY header named this address and port for the connection it came by. */
+void check_named(struct check *check, const struct check_message *m,
+		 unsigned backend, const union sim_addr *named);
 
 /* --- what clients tell --- */
 

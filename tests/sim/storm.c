@@ -201,7 +201,10 @@ static void write_backend(struct storm *s, unsigned i)
 	else
 		put(s, "max_sessions = %u\n", s->backend[i].max_sessions);
 	put(s, "reuse = %s\nidentity = %s\n", s->reuses[i] ? "on" : "off",
-	    s->backend[i].header ? "header" : "none");
+	    s->backend[i].header       ? "header"
+	    : s->backend[i].proxy == 1 ? "proxy-v1"
+	    : s->backend[i].proxy == 2 ? "proxy-v2"
+				       : "none");
 }
 
 static void draw_backend(struct storm *s, unsigned i)
@@ -233,6 +236,8 @@ static void draw_backend(struct storm *s, unsigned i)
 		.eod_busy = sim_chance(d, 200) ? sim_below(d, 300) : 0,
 	};
 	s->reuses[i] = sim_chance(d, 500);
+	if (!s->reuses[i] && !b->header)
+		b->proxy = sim_below(d, 3);
 	s->learns[i] = sim_chance(d, 500);
 	if (sim_chance(d, 300))
 		b->offers &= sim_below(d, SIM_OFFER_ALL + 1);
