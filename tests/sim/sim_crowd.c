@@ -5,7 +5,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { REPLY_MAX = 2048, LINE_MAX_OCTETS = 160 };
+enum {
+	REPLY_MAX = 2048,
+	LINE_MAX_OCTETS = 160,
+	WAIT_MS = 10,                   /* as fine as that waits are known */
+	WAITS = 3000,                   /* and no longer ones are told apart */
+	AGAIN_US_MAX = 20 * SIM_SECOND, /* until one of so many comes again */
+};
 
 enum step {
 	STEP_GREET,
@@ -25,6 +31,7 @@ struct member {
 	struct check_message *message;
 	struct sim_timer timer; /* the text takes that long */
 	enum step step;
+	int64_t mail_us; /* MAIL was said */
 	size_t reply_len;
 	char reply[REPLY_MAX];
 };
@@ -36,6 +43,14 @@ struct sim_crowd {
 	struct sim_timer arrival;
 	struct member members; /* list head */
 	struct sim_crowd_counts counts;
+	unsigned waits[WAITS];
+	unsigned returning; /* of so many: they come again in a moment */
+};
+
+/* One of them on its way back. */
+struct returning {
+	struct sim_crowd *crowd;
+	struct sim_timer timer;
 };
 
 /* --- chance with a shape --- */
@@ -61,10 +76,38 @@ double sim_lognormal_s(struct sim *sim, double mean_s, double sigma)
 
 /* --- one of them --- */
 
+static void come(struct sim_crowd *c);
+
+static void comes_again(void *owner)
+{
+	struct returning *r = owner;
+	struct sim_crowd *c = r->crowd;
+
+	free(r);
+	c->returning--;
+	if (c->config.at_once > 0)
+		come(c);
+}
+
+static void come_again(struct sim_crowd *c)
+{
+	struct returning *r = calloc(1, sizeof(*r));
+
+	if (r == NULL)
+		abort();
+	r->crowd = c;
+	r->timer = (struct sim_timer){ .fire = comes_again, .owner = r };
+	c->returning++;
+	sim_timer_set(c->sim, &r->timer,
+		      sim_now_us(c->sim) + 1 + sim_below(c->sim, AGAIN_US_MAX));
+}
+
 static void leave(struct member *m)
 {
 	struct sim_crowd *c = m->crowd;
 
+	if (c->config.at_once > 0)
+		come_again(c);
 	sim_timer_clear(c->sim, &m->timer);
 	if (m->end != NULL)
 		sim_end_close(m->end);
@@ -116,6 +159,14 @@ static void text_ends(void *owner)
 	say(m, STEP_FINAL, ".\r\n");
 }
 
+static void note_wait(struct member *m)
+{
+	struct sim_crowd *c = m->crowd;
+	int64_t ms = (sim_now_us(c->sim) - m->mail_us) / SIM_MS;
+
+	c->waits[ms / WAIT_MS < WAITS ? ms / WAIT_MS : WAITS - 1]++;
+}
+
 /* False: it has left. */
 static bool on_reply(struct member *m, unsigned code)
 {
@@ -135,11 +186,13 @@ static bool on_reply(struct member *m, unsigned code)
 		return true;
 	case STEP_EHLO:
 		c->counts.waiting++;
+		m->mail_us = sim_now_us(c->sim);
 		say_marked(m, STEP_MAIL, "MAIL FROM:<s.", "@from.test>");
 		return true;
 	case STEP_MAIL:
 		c->counts.waiting--;
 		if (code == 250) {
+			note_wait(m);
 			say_marked(m, STEP_RCPT, "RCPT TO:<r0.", "@dest.test>");
 			return true;
 		}
@@ -255,8 +308,8 @@ static void come(struct sim_crowd *c)
 	m->crowd = c;
 	m->timer = (struct sim_timer){ .fire = text_ends, .owner = m };
 	write_message(m, number);
-	snprintf(host, sizeof(host), "198.18.%u.%u", source / 250,
-		 source % 250 + 1);
+	snprintf(host, sizeof(host), "198.%u.%u.%u", c->config.net,
+		 source / 250, source % 250 + 1);
 	union sim_addr from = sim_addr_make(host, 0);
 	m->next = &c->members;
 	m->prev = c->members.prev;
@@ -287,6 +340,7 @@ static void arrival_fires(void *owner)
 void sim_crowd_rate(struct sim_crowd *c, double per_s)
 {
 	c->config.per_s = per_s;
+	c->config.at_once = 0;
 	sim_timer_clear(c->sim, &c->arrival);
 	if (per_s > 0)
 		next_arrival(c);
@@ -304,7 +358,10 @@ struct sim_crowd *sim_crowd_new(struct sim *sim, struct check *check,
 	c->config = *config;
 	c->members.next = c->members.prev = &c->members;
 	c->arrival = (struct sim_timer){ .fire = arrival_fires, .owner = c };
-	sim_crowd_rate(c, config->per_s);
+	if (config->at_once == 0)
+		sim_crowd_rate(c, config->per_s);
+	for (unsigned i = 0; i < config->at_once; i++)
+		come_again(c);
 	return c;
 }
 
@@ -319,6 +376,18 @@ void sim_crowd_free(struct sim_crowd **cp)
 		leave(c->members.next);
 	free(c);
 	*cp = NULL;
+}
+
+unsigned sim_crowd_wait_ms(const struct sim_crowd *c, unsigned per_mille)
+{
+	uint64_t all = 0, seen = 0;
+	unsigned i = 0;
+
+	for (unsigned k = 0; k < WAITS; k++)
+		all += c->waits[k];
+	while (i < WAITS - 1 && (seen += c->waits[i]) * 1000 < all * per_mille)
+		i++;
+	return (i + 1) * WAIT_MS;
 }
 
 struct sim_crowd_counts sim_crowd_counts(const struct sim_crowd *c)

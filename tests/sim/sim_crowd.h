@@ -19,8 +19,10 @@ struct sim_crowd;
 struct sim_crowd_config {
 	union sim_addr to;
 	unsigned first;   /* their numbers begin here */
-	unsigned sources; /* addresses they come from */
-	double per_s;     /* how many come in a second */
+	unsigned net;     /* 198.NET.0.0/16, where they come from */
+	unsigned sources; /* addresses of it */
+	double per_s;     /* how many come in a second; or 0, and */
+	unsigned at_once; /* so many are here, again and again */
 	double mean_s;    /* that the text of a message takes */
 	double sigma;     /* of that time's logarithm */
 };
@@ -41,6 +43,8 @@ void sim_crowd_free(struct sim_crowd **cp);
 /* Nobody comes any more; or so many from now on. */
 void sim_crowd_rate(struct sim_crowd *crowd, double per_s);
 struct sim_crowd_counts sim_crowd_counts(const struct sim_crowd *crowd);
+/* So many per mille read their reply to MAIL, a 2xx, within so many ms. */
+unsigned sim_crowd_wait_ms(const struct sim_crowd *crowd, unsigned per_mille);
 
 /* --- chance with a shape --- */
 

@@ -95,6 +95,7 @@ struct io {
 	struct pool pools[IO_POOLS];
 	struct sock *socks;
 	uint32_t socks_max;
+	uint32_t socks_used; /* those behind it were never used */
 	uint32_t *free_socks;
 	uint32_t free_len;
 	uint32_t *dirty;
@@ -236,7 +237,7 @@ static void starve(struct sock *s, bool starved)
 /* A buffer is back: receives that wait for one may try again. */
 static void feed_starved(struct io *io, enum io_pool which)
 {
-	for (uint32_t i = 0; io->starved > 0 && i < io->socks_max; i++) {
+	for (uint32_t i = 0; io->starved > 0 && i < io->socks_used; i++) {
 		struct sock *s = &io->socks[i];
 
 		if (s->starved && s->pool == which) {
@@ -397,6 +398,8 @@ static struct sock *sock_new(struct io *io, enum sock_state state, void *owner)
 	struct sock *s = &io->socks[io->free_socks[--io->free_len]];
 
 	assert(s->state == SOCK_FREE);
+	if (s - io->socks >= io->socks_used)
+		io->socks_used = (uint32_t)(s - io->socks) + 1;
 	*s = (struct sock){
 		.io = io,
 		.generation = s->generation,
@@ -1127,7 +1130,7 @@ size_t sim_io_rows(const struct io *io, struct sim_io_row *rows,
 {
 	size_t count = 0;
 
-	for (uint32_t i = 0; i < io->socks_max; i++) {
+	for (uint32_t i = 0; i < io->socks_used; i++) {
 		const struct sock *s = &io->socks[i];
 
 		if (s->state == SOCK_FREE)
@@ -1157,7 +1160,7 @@ size_t sim_io_connections(const struct io *io)
 {
 	size_t count = 0;
 
-	for (uint32_t i = 0; i < io->socks_max; i++)
+	for (uint32_t i = 0; i < io->socks_used; i++)
 		count += io->socks[i].state == SOCK_CONNECTING ||
 			 io->socks[i].state == SOCK_OPEN;
 	return count;
@@ -1175,7 +1178,7 @@ void sim_io_bugs_set(struct io *io, const struct sim_io_bugs *bugs)
 
 io_handle sim_io_other(struct io *io, io_handle socket, bool accepted)
 {
-	for (uint32_t i = 0; i < io->socks_max; i++) {
+	for (uint32_t i = 0; i < io->socks_used; i++) {
 		const struct sock *s = &io->socks[i];
 
 		if (s->state == SOCK_OPEN && s->accepted == accepted &&

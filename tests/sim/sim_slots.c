@@ -53,11 +53,21 @@ static void count(struct sim_slots *slots, struct farm *farm,
 
 /* --- one backend's books --- */
 
-static unsigned called(struct room *room, int64_t now_ms)
+static bool has_called(const struct room *room, unsigned workers)
+{
+	for (unsigned i = 0; room != NULL && i < workers; i++) {
+		if (room_has_called(room, i))
+			return true;
+	}
+	return false;
+}
+
+/* How many slots lie in the room. */
+static unsigned called(struct room *room, unsigned workers, int64_t now_ms)
 {
 	struct room_view view;
 
-	if (room == NULL)
+	if (!has_called(room, workers))
 		return 0;
 	room_look(room, now_ms, &view);
 	return view.called;
@@ -83,7 +93,8 @@ static void check_limit(struct sim *sim, const struct backend *b)
 }
 
 static void check_backend(struct sim_slots *slots, struct sim *sim,
-			  struct room *room, const struct backend *b)
+			  struct room *room, unsigned workers,
+			  const struct backend *b)
 {
 	unsigned open = slots->open[b->index], all = slots->all[b->index];
 	int64_t now_ms = sim_now_us(sim) / SIM_MS + 1;
@@ -96,7 +107,8 @@ static void check_backend(struct sim_slots *slots, struct sim *sim,
 			      b->name, open, all - open, b->inflight,
 			      b->limit.n);
 	}
-	if (b->inflight > all && b->inflight > all + called(room, now_ms)) {
+	if (b->inflight > all &&
+	    b->inflight > all + called(room, workers, now_ms)) {
 		sim_violation(sim, "%s: %u slots, but %u connections", b->name,
 			      b->inflight, all);
 	}
@@ -173,15 +185,6 @@ static const struct backend *waits_in_vain(struct farm *farm, struct room *room)
 	return NULL;
 }
 
-static bool has_called(const struct room *room, unsigned workers)
-{
-	for (unsigned i = 0; room != NULL && i < workers; i++) {
-		if (room_has_called(room, i))
-			return true;
-	}
-	return false;
-}
-
 /* It is so, or not; and until now it was as it was at the last look. */
 static int64_t note_since(struct sim *sim, int64_t *since_us, bool so)
 {
@@ -232,7 +235,7 @@ void sim_slots_check(struct sim_slots *slots, struct sim *sim,
 		const struct backend *b = farm_at(farm, i);
 
 		if (b != NULL)
-			check_backend(slots, sim, room, b);
+			check_backend(slots, sim, room, io_count, b);
 	}
 	/* Who drains need not serve those who wait. */
 	if (!draining)
@@ -250,5 +253,5 @@ bool sim_slots_are_home(struct farm *farm, struct room *room)
 			return false;
 	}
 	return room == NULL ||
-	       (room_waiting(room) == 0 && called(room, 1) == 0);
+	       (room_waiting(room) == 0 && !has_called(room, SIM_SLOTS_IOS));
 }
