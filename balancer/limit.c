@@ -138,7 +138,8 @@ uint32_t limit_slots(const struct limit *l)
 
 bool limit_admits(const struct limit *l)
 {
-	return l->n + l->p - l->pp < limit_slots(l) && l->n + l->p < l->ceiling;
+	return l->n + l->p - l->pp < limit_slots(l) &&
+	       l->n + l->p < l->ceiling && !l->shut;
 }
 
 bool limit_admits_probe(const struct limit *l, int64_t now_ms)
@@ -427,6 +428,7 @@ enum limit_phase limit_greeted(struct limit *l,
 		limit_seed(l, ms, now_ms);
 	leave(l, phase);
 	l->n++;
+	l->shut = false;
 	belie(l, now_ms);
 	if (late)
 		slow(l, policy, phase == LIMIT_PROBE, now_ms, random);
@@ -486,10 +488,21 @@ enum limit_phase limit_busy(struct limit *l, const struct limit_policy *policy,
 	if (l->strikes < LIMIT_STRIKES)
 		l->strikes = at_once ? LIMIT_STRIKES : l->strikes + 1;
 	l->burst = 1;
-	if (phase == LIMIT_PROBE)
+	/*
+	 * It has none of ours, and refuses us again and again: others have all
+	 * of it.  The limit of one would let a session through at once after
+	 * each refusal.
+	 */
+	l->shut = l->n == 0 && l->strikes >= LIMIT_STRIKES;
+	if (l->shut && l->back_ms > LIMIT_KNOCK_MS)
+		l->back_ms = LIMIT_KNOCK_MS;
+	if (phase == LIMIT_PROBE) {
 		probe_refused(l, policy, now_ms, random);
-	else
-		refused(l, policy, now_ms, random);
+		return LIMIT_OUT;
+	}
+	refused(l, policy, now_ms, random);
+	if (l->shut)
+		postpone(l, policy, now_ms, random);
 	return LIMIT_OUT;
 }
 
@@ -546,6 +559,7 @@ void limit_return(struct limit *l, const struct limit_policy *policy,
 	l->wall = l->l;
 	l->burst = 1;
 	l->strikes = 0;
+	l->shut = false;
 	l->back_ms = policy->retry_ms;
 	l->next_probe_ms = now_ms;
 	move(l, l->l / 4, LIMIT_RETURNED, now_ms);

@@ -57,6 +57,7 @@ enum limit_event { LIMIT_EVENTS(LIMIT_EVENT_ENUM) LIMIT_EVENT_COUNT };
 
 enum {
 	LIMIT_STRIKES = 3, /* refusals without an accept between: believed */
+	LIMIT_KNOCK_MS = 1000, /* between tries of one that refuses us all */
 	LIMIT_EPOCH_MS = 1000,
 	LIMIT_COOL_MS = 5000,  /* a cooldown cuts once in this */
 	LIMIT_BASE_SLOTS = 10, /* minutes that the baseline looks back */
@@ -90,7 +91,8 @@ struct limit {
 	int64_t last_cool_ms;
 	double cool_from;    /* l before the last cooldown; 0: it moved since */
 	unsigned cool_votes; /* for that cooldown, not taken back */
-	bool half;           /* one half-weight refusal is noted */
+	bool shut; /* had none of ours when it refused LIMIT_STRIKES in a row */
+	bool half; /* one half-weight refusal is noted */
 
 	/* for `show limits` */
 	enum limit_event last; /* what moved l last */
@@ -130,8 +132,12 @@ void limit_set_start(struct limit *l, const struct limit_policy *policy);
 /* Ordinary sessions it takes now: 1 up to the ceiling. */
 uint32_t limit_slots(const struct limit *l);
 
-/* Would it take one more, as an ordinary one?  As a probe (the farm being
- * full)?  In all, with n + p below the ceiling. */
+/*
+ * Would it take one more, as an ordinary one?  As a probe (the farm being
+ * full)?  In all, with n + p below the ceiling.  One that had none of our
+ * sessions when it refused LIMIT_STRIKES in a row takes no ordinary ones,
+ * whatever its limit, until it takes a probe: every LIMIT_KNOCK_MS or so.
+ */
 bool limit_admits(const struct limit *l);
 bool limit_admits_probe(const struct limit *l, int64_t now_ms);
 

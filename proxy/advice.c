@@ -445,8 +445,8 @@ void advice_give(const struct advice_farm *farm, struct advice *advice)
 
 	if (line != NULL) {
 		add(line, "weir only observes ([farm] busy = observe): limits "
-			  "are learned and not kept, busy replies reach "
-			  "clients.");
+			  "are learned and not kept, and busy replies may "
+			  "reach clients.");
 	}
 }
 

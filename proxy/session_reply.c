@@ -129,7 +129,8 @@ void session_try_another(struct session *s, const struct session_env *env,
 
 /*
  * Refused before MAIL.  If that is about slots it is none of [farm] tries: as
- * long as one may come free, the client need not hear of it.
+ * long as one may come free, the client need not hear of it.  Unless weir only
+ * observes: then it is a failure like others.
  */
 static void try_after_refusal(struct session *s, const struct session_env *env,
 			      const struct session_event *ev,
@@ -137,7 +138,7 @@ static void try_after_refusal(struct session *s, const struct session_env *env,
 {
 	int64_t for_ms = env->config->farm.budget_ms;
 
-	if (!is_about_slots(ev->class)) {
+	if (!is_about_slots(ev->class) || env->config->farm.observe) {
 		session_try_another(s, env, plan, ev->stage, ev->class);
 		return;
 	}

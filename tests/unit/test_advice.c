@@ -198,7 +198,7 @@ static const struct case_of_advice cases[] = {
 	  .room = EMPTY, .observe = true, .mood = ADVICE_GOOD,
 	  .lines = "Room to spare: 4 of 20 slots in use.\n"
 		   "weir only observes ([farm] busy = observe): limits are "
-		   "learned and not kept, busy replies reach clients.\n" },
+		   "learned and not kept, and busy replies may reach clients.\n" },
 
 	{ .about = "no backend",
 	  .room = EMPTY, .mood = ADVICE_BAD,

@@ -191,13 +191,19 @@ static void fail_at(struct backend *b, enum balancer_failure failure,
 	balancer_release(&farm, &slot);
 }
 
+static void says(struct balancer_slot *slot, enum busy_class class,
+		 enum busy_stage stage, uint64_t source, int64_t now)
+{
+	note(slot, class, stage, source, now);
+	balancer_release(&farm, slot);
+}
+
 static void said(struct backend *b, enum busy_class class,
 		 enum busy_stage stage, uint64_t source, int64_t now)
 {
 	struct balancer_slot slot = reserve_of(b, now);
 
-	note(&slot, class, stage, source, now);
-	balancer_release(&farm, &slot);
+	says(&slot, class, stage, source, now);
 }
 
 static void eject(struct backend *b, int64_t now)
@@ -648,8 +654,13 @@ static void busy_to_one_source_changes_no_state(void **state)
 	struct backend *a = add_up(100, 1);
 
 	add_up(100, 1);
+	struct balancer_slot slots[50];
+
+	for (int i = 0; i < 50; i++)
+		slots[i] = reserve_of(a, START_MS);
 	for (int i = 0; i < 50; i++) {
-		said(a, BUSY_BUSY, BUSY_STAGE_GREET, 7, START_MS + i * 100);
+		says(&slots[i], BUSY_BUSY, BUSY_STAGE_GREET, 7,
+		     START_MS + i * 100);
 		assert_false(change.changed);
 	}
 	assert_int_equal(backend_state(a), HEALTH_UP);
@@ -763,11 +774,15 @@ static void verdicts_on_the_client_move_nothing(void **state)
 static void a_cap_on_our_address_is_never_unhealthy(void **state)
 {
 	(void)state;
-	struct backend *a = add_up(10, 1);
+	struct backend *a = add_up(200, 1);
+	struct balancer_slot slots[200];
 
+	for (int i = 0; i < 200; i++)
+		slots[i] = reserve_of(a, START_MS);
 	for (uint64_t i = 0; i < 100; i++) {
-		said(a, BUSY_CAP, BUSY_STAGE_GREET, i, START_MS);
-		said(a, BUSY_MAYBE, BUSY_STAGE_GREET, i, START_MS);
+		says(&slots[i], BUSY_CAP, BUSY_STAGE_GREET, i, START_MS);
+		says(&slots[i + 100], BUSY_MAYBE, BUSY_STAGE_GREET, i,
+		     START_MS);
 	}
 	assert_int_equal(backend_state(a), HEALTH_UP);
 	assert_true(backend_error(a, START_MS) > BACKEND_ERROR_ONE / 2);
@@ -1074,8 +1089,12 @@ static void silence_with_sessions_is_full_and_without_is_dead(void **state)
 	struct balancer_need only_a = { .tried_count = 1, .tried = { 1 } };
 	int64_t now = START_MS;
 
-	add_up(10, 1);
+	/* One that is full, so that the first is asked though it is too. */
+	struct backend *full = add_up(1, 1);
+	struct balancer_slot its = reserve_of(full, now);
 	struct balancer_slot other = reserve_of(a, now);
+
+	greet(&its, now);
 
 	greet(&other, now);
 	for (int i = 0; i < 3; i++) {
@@ -1086,10 +1105,11 @@ static void silence_with_sessions_is_full_and_without_is_dead(void **state)
 	assert_int_equal(backend_limit(a), 1);
 	assert_int_equal(refused(&only_a, now), BALANCER_ALL_FULL);
 	balancer_release(&farm, &other);
+	now += 2 * LIMIT_KNOCK_MS;
 	for (int i = 0; i < 2; i++) {
 		fail_at(a, BALANCER_SILENT, BUSY_STAGE_GREET, now);
 		assert_int_equal(backend_state(a), HEALTH_BUSY);
-		now = change.until_ms;
+		now = change.until_ms + 2 * LIMIT_KNOCK_MS;
 	}
 	fail_at(a, BALANCER_SILENT, BUSY_STAGE_GREET, now);
 	assert_int_equal(backend_state(a), HEALTH_EJECTED);

@@ -162,10 +162,18 @@ static const struct rule rules[] = {
 	  BUSY, 9999,
 	  { 10, 12, 10, 1, 0, 1, 3, 500, 0 },
 	  { 10, 12, 10, 0, 0, 1, 3, 500, 0 } },
-	{ "never below one",
+	{ "never below one; and with nothing there the next one waits",
 	  BUSY, 9999,
 	  { 1, 2, 0, 1, 0, 1, 2, 500, 0 },
-	  { 1, 1, 0, 0, 0, 1, 3, 500, 500 } },
+	  { 1, 1, 0, 0, 0, 1, 3, 1000, 500 } },
+	{ "a second at most, however often it was refused",
+	  BUSY, 0,
+	  { 1, 1, 0, 1, 0, 1, 3, 8000, 0 },
+	  { 1, 0.5, 0, 0, 0, 1, 3, 2000, 1000 } },
+	{ "as a probe too",
+	  BUSY_PROBE, 0,
+	  { 1, 1, 0, 1, 1, 1, 3, 8000, 0 },
+	  { 1, 1, 0, 0, 0, 1, 3, 2000, 1000 } },
 	{ "refused after the greeting: it is not one of those it has",
 	  BUSY_AFTER, 999,
 	  { 20, 20, 10, 3, 1, 1, 2, 500, 0 },
@@ -422,6 +430,30 @@ static void it_admits_by_the_limit_and_probes_by_the_clock(void **state)
 		assert_int_equal(limit_admits(&l), a->ordinary);
 		assert_int_equal(limit_admits_probe(&l, NOW), a->probe);
 	}
+}
+
+static void one_that_refuses_all_of_us_is_only_probed(void **state)
+{
+	struct limit l;
+	enum limit_phase phase = LIMIT_OUT;
+
+	(void)state;
+	limit_begin(&l, &policy, 50, 0);
+	for (unsigned i = 0; i < LIMIT_STRIKES; i++) {
+		assert_true(limit_admits(&l));
+		phase = limit_dispatched(&l, false);
+		phase = limit_busy(&l, &policy, phase, false, NOW, RANDOM);
+		assert_int_equal(phase, LIMIT_OUT);
+	}
+	assert_false(limit_admits(&l));
+	assert_false(limit_admits_probe(&l, NOW));
+	assert_true(limit_admits_probe(&l, NOW + 2 * LIMIT_KNOCK_MS));
+	/* Until it takes one. */
+	phase = limit_dispatched(&l, true);
+	phase = limit_greeted(&l, &policy, phase, 20, NOW, RANDOM);
+	assert_int_equal(limit_gone(&l, phase), LIMIT_OUT);
+	assert_int_equal(l.n, 0);
+	assert_true(limit_admits(&l));
 }
 
 static void it_starts_at_the_ceiling_or_where_the_policy_says(void **state)
@@ -877,6 +909,7 @@ int main(void)
 		cmocka_unit_test(every_rule_moves_what_it_says),
 		cmocka_unit_test(
 			it_admits_by_the_limit_and_probes_by_the_clock),
+		cmocka_unit_test(one_that_refuses_all_of_us_is_only_probed),
 		cmocka_unit_test(
 			it_starts_at_the_ceiling_or_where_the_policy_says),
 		cmocka_unit_test(dispatching_counts_and_names_the_phase),
