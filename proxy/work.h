@@ -245,6 +245,7 @@ struct worker {
 	struct server lingering; /* list head, the longest first */
 	struct server kept;      /* list head, the last used first */
 	unsigned waiters;        /* clients of ours in the waiting room */
+	bool newcomers;          /* of which other workers were not told */
 	/* List head: those that hold a slot while their body comes, the
 	 * longest first. */
 	struct client holders;

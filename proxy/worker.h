@@ -53,8 +53,8 @@ struct weir {
 	struct admission *admission;
 	struct room *room;
 	void *room_memory;
-	/* Of each worker: connections that nobody uses, and whose slots go to
-	 * whoever waits for one. */
+	/* Of each worker: connections that nobody uses, and slots that are held
+	 * while a body comes.  Whoever waits for a slot may have those. */
 	_Atomic unsigned idle[WEIR_WORKERS_MAX];
 	/* Connections, of all workers, that were parted from for their slots,
 	 * which are not free yet: no more are than sessions wait. */

@@ -629,6 +629,7 @@ static void track_holder(struct worker *w, struct client *c)
 		c->next_holder->prev_holder = c->prev_holder;
 		c->prev_holder->next_holder = c->next_holder;
 		c->next_holder = c->prev_holder = NULL;
+		atomic_fetch_sub(&w->weir->idle[w->index], 1);
 		listed = false;
 	}
 	if (!holds || listed)
@@ -637,6 +638,7 @@ static void track_holder(struct worker *w, struct client *c)
 	c->prev_holder = w->holders.prev_holder;
 	c->prev_holder->next_holder = c;
 	w->holders.prev_holder = c;
+	atomic_fetch_add(&w->weir->idle[w->index], 1);
 }
 
 /* After whatever happened: send, receive, wait, or let go. */

@@ -87,6 +87,7 @@ bool room_wait(struct worker *w, struct client *c)
 	}
 	c->ticket_ms = w->now_ms;
 	w->waiters++;
+	w->newcomers = true;
 	if (!c->waited)
 		stats_add(&w->stats->waited, 1);
 	c->waited = true;
@@ -232,8 +233,11 @@ static void yield(struct worker *w)
 
 	while (is_wanted(w) && bind_make_room(w))
 		;
-	if (!is_wanted(w))
+	/* The others look again by themselves whenever a slot of theirs moves;
+	 * of new waiters they must be told. */
+	if (!is_wanted(w) || !w->newcomers)
 		return;
+	w->newcomers = false;
 	for (unsigned i = 0; i < weir->worker_count; i++) {
 		if (i != w->index && weir->workers[i] != NULL &&
 		    atomic_load(&weir->idle[i]) > 0)
