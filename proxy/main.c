@@ -31,7 +31,8 @@
 #endif
 
 enum {
-	FDS_RESERVED = 64, /* log, rings, event fds, control socket */
+	FDS_RESERVED = 64, /* log, files, operators */
+	FDS_OF_WORKER = 4, /* without its listeners */
 	SEEN_WAIT_NS = 10000000,
 	PORT_WAIT_NS = 100000000,
 	PORT_TRIES = 20,
@@ -426,10 +427,24 @@ static unsigned descriptors(void)
 	return (unsigned)limit.rlim_cur;
 }
 
-static void check_descriptors(const struct config *config, unsigned fds)
+/*
+ * What is left to the log, files, probes and operators, and to each worker:
+ * its ring and event fd, and its own listeners.
+ */
+static unsigned reserved(const struct weir *weir, const struct config *config)
+{
+	unsigned each = FDS_OF_WORKER;
+
+	for (unsigned i = 0; i < config->listener_count; i++)
+		each += config->listeners[i].listen_count;
+	return FDS_RESERVED + config->backend_count + weir->worker_count * each;
+}
+
+static void check_descriptors(const struct weir *weir,
+			      const struct config *config, unsigned fds)
 {
 	uint64_t sessions = config->admission.limits.max_sessions;
-	uint64_t want = sessions + FDS_RESERVED;
+	uint64_t want = sessions + reserved(weir, config);
 	uint64_t slots = 0;
 
 	for (unsigned i = 0; i < config->backend_count; i++)
@@ -457,6 +472,9 @@ static void size_pools(struct weir *weir, const struct config *config,
 	 * Not as many as there are descriptors: a kernel that is asked for
 	 * more than its memory, even if never to be touched, says no. */
 	weir->servers_max = weir->sessions_max;
+	weir->sockets_max = fds > 2 * reserved(weir, config)
+				    ? fds - reserved(weir, config)
+				    : fds / 2;
 }
 
 static bool make_farm(struct weir *weir, const struct config *config)
@@ -712,11 +730,11 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	fds = descriptors();
-	check_descriptors(config, fds);
-	size_pools(&weir, config, fds);
-	atomic_store(&weir.config, config);
 	weir.worker_count = config->weir.workers > 0 ? config->weir.workers
 						     : cores();
+	check_descriptors(&weir, config, fds);
+	size_pools(&weir, config, fds);
+	atomic_store(&weir.config, config);
 	weir.started_wall_ms = (int64_t)time(NULL) * 1000;
 	if (!make_farm(&weir, config) || !make_admission(&weir, config) ||
 	    !weir_open_room(&weir, config)) {

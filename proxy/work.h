@@ -329,6 +329,12 @@ void work_log(struct worker *w, enum log_level level);
 void work_log_begin(struct worker *w, const char *event);
 
 /*
+ * How many connections more there may be, of clients and to backends.  Other
+ * workers may take them at the same moment: a few too many do no harm.
+ */
+unsigned work_sockets_left(const struct worker *w);
+
+/*
  * Is it this machine that lacks something (descriptors, memory)?  Then it is
  * no backend's fault, and says nothing about its health.  So is EADDRNOTAVAIL
  * as the outcome of a connect: all ports to there are in use.

@@ -36,6 +36,14 @@ void work_log(struct worker *w, enum log_level level)
 		io_log(w->io, (int)level, w->log.text, w->log.len);
 }
 
+unsigned work_sockets_left(const struct worker *w)
+{
+	unsigned used = atomic_load_explicit(&w->weir->sockets,
+					     memory_order_relaxed);
+
+	return used < w->weir->sockets_max ? w->weir->sockets_max - used : 0;
+}
+
 bool work_is_shortage(int error)
 {
 	return error == EMFILE || error == ENFILE || error == ENOBUFS ||

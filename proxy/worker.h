@@ -75,6 +75,14 @@ struct weir {
 	unsigned sessions_max;
 	unsigned servers_max;
 
+	/*
+	 * Clients' connections and those to backends, of all workers.  Fewer
+	 * than there are descriptors: probes, and above all an operator who
+	 * wants to know what is going on, find some left.
+	 */
+	unsigned sockets_max;
+	_Atomic unsigned sockets;
+
 	_Atomic bool draining; /* set once; finish what is begun, then end */
 	_Atomic bool stopping; /* set once: cut everything now */
 	_Atomic bool failed;   /* a worker's ring broke: exit 1 */

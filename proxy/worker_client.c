@@ -18,6 +18,8 @@ static struct client *client_new(struct worker *w, io_handle socket)
 	struct client *c = w->free_clients;
 	size_t at;
 
+	if (work_sockets_left(w) == 0)
+		return NULL;
 	if (c != NULL)
 		w->free_clients = c->next;
 	else if (w->clients_used < w->weir->sessions_max)
@@ -33,6 +35,7 @@ static struct client *client_new(struct worker *w, io_handle socket)
 	c->next->prev = c;
 	w->clients.next = c;
 	w->client_count++;
+	atomic_fetch_add(&w->weir->sockets, 1);
 	at = (size_t)(c - w->client_pool) *
 	     (SESSION_LINE_MAX + SESSION_MAIL_MAX);
 	c->lines = w->lines + at;
@@ -55,6 +58,7 @@ static void client_free(struct worker *w, struct client *c)
 	w->free_clients = c;
 	assert(w->client_count > 0);
 	w->client_count--;
+	atomic_fetch_sub(&w->weir->sockets, 1);
 }
 
 /* ---- log lines ---- */

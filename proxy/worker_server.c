@@ -30,6 +30,7 @@ struct server *server_new(struct worker *w)
 	else
 		return NULL;
 	w->server_count++;
+	atomic_fetch_add(&w->weir->sockets, 1);
 	v->work.kind = WORK_SERVER;
 	timer_init(&v->work.timer);
 	v->work.next_loud = v->work.prev_loud = NULL;
@@ -72,6 +73,7 @@ void server_free(struct worker *w, struct server *v, bool slot)
 	w->free_servers = v;
 	assert(w->server_count > 0);
 	w->server_count--;
+	atomic_fetch_sub(&w->weir->sockets, 1);
 }
 
 /* Out of the list of idle ones. */
@@ -608,6 +610,9 @@ int server_connect(struct worker *w, struct server *v, struct client *c)
 	upstream_begin(&v->upstream, v->name, strlen(v->name), &w->timeouts,
 		       w->now_ms);
 	v->begun_ms = w->now_ms;
+	/* v itself is counted. */
+	if (atomic_load(&w->weir->sockets) > w->weir->sockets_max)
+		return -EMFILE;
 	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
 			    &v->work, &v->socket);
 	if (result < 0)

@@ -96,6 +96,7 @@ static bool make_workers(struct house *h, unsigned workers)
 	weir->sessions_max = h->config->admission.limits.max_sessions +
 			     REFUSED_SPARE;
 	weir->servers_max = weir->sessions_max;
+	weir->sockets_max = workers * (weir->sessions_max + weir->servers_max);
 	for (unsigned i = 0; i < workers; i++) {
 		struct io_config config = {
 			.sockets_max = weir->sessions_max + weir->servers_max +
