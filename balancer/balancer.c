@@ -568,6 +568,23 @@ void balancer_release(struct farm *farm, const struct balancer_slot *slot)
 	pthread_mutex_unlock(&b->mutex);
 }
 
+enum balancer_verdict balancer_foresee(struct farm *farm,
+				       const struct balancer_need *need,
+				       int64_t now_ms)
+{
+	struct search s = { .farm = farm, .need = need, .now_ms = now_ms };
+
+	scan_all(&s);
+
+	enum balancer_verdict why = why_none(s.tally);
+
+	if (s.best == NULL && is_emergency(farm)) {
+		s.emergency = true;
+		scan_all(&s);
+	}
+	return s.best != NULL ? BALANCER_PICKED : why;
+}
+
 bool balancer_available(struct farm *farm, int64_t now_ms,
 			enum balancer_verdict *why, int64_t *since_ms)
 {
@@ -1031,11 +1048,6 @@ static void apply_misconf(struct farm *farm, struct backend *b,
 		health_probe_soon(&b->health, now_ms);
 }
 
-static bool is_busy(enum busy_class class)
-{
-	return class == BUSY_BUSY || class == BUSY_CAP || class == BUSY_MAYBE;
-}
-
 /* What the average of errors is raised by; 0: it is not. */
 static unsigned error_shift(const struct backend *b,
 			    const struct balancer_outcome *o)
@@ -1043,9 +1055,10 @@ static unsigned error_shift(const struct backend *b,
 	if (is_hard(o))
 		return UP_SHIFT;
 	/* Refused as one too many, by one that has sessions of ours. */
-	if (is_busy(o->class) && o->stage < BUSY_STAGE_MAIL && b->limit.n > 0)
+	if (busy_is_about_slots(o->class) && o->stage < BUSY_STAGE_MAIL &&
+	    b->limit.n > 0)
 		return 0;
-	if (is_busy(o->class) && farm_observes(b->farm))
+	if (busy_is_about_slots(o->class) && farm_observes(b->farm))
 		return 0;
 	switch (o->class) {
 	case BUSY_BUSY:

@@ -118,6 +118,14 @@ enum balancer_verdict balancer_reserve(struct farm *farm,
 				       struct balancer_slot *slot,
 				       struct backend_change *change);
 
+/*
+ * What balancer_reserve() would say now, PICKED for a slot that could be had
+ * within the limits; nothing is taken.
+ */
+enum balancer_verdict balancer_foresee(struct farm *farm,
+				       const struct balancer_need *need,
+				       int64_t now_ms);
+
 /* Give the slot back, when the connection is gone.  Notes come before. */
 void balancer_release(struct farm *farm, const struct balancer_slot *slot);
 

@@ -663,6 +663,11 @@ const struct busy_actions *busy_actions(enum busy_class class)
 	return &classes[class].actions;
 }
 
+bool busy_is_about_slots(enum busy_class class)
+{
+	return class == BUSY_BUSY || class == BUSY_MAYBE || class == BUSY_CAP;
+}
+
 bool busy_within(enum busy_until until, enum busy_stage stage)
 {
 	switch (until) {

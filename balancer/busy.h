@@ -236,6 +236,9 @@ struct busy_actions {
 /* Never NULL; static storage. */
 const struct busy_actions *busy_actions(enum busy_class class);
 
+/* Is it a matter of slots: BUSY, perhaps, or a cap on us? */
+bool busy_is_about_slots(enum busy_class class);
+
 /* Whether a reply at this stage is within reach. */
 bool busy_within(enum busy_until until, enum busy_stage stage);
 

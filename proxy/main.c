@@ -204,6 +204,9 @@ static void reload(struct weir *weir, struct config **in_force,
 		    "refused, the old configuration stays in force");
 		return;
 	}
+	/* As all of [weir]: it stands in what was begun under it. */
+	memcpy(config->weir.hostname, old->weir.hostname,
+	       sizeof(config->weir.hostname));
 	worker_reload(weir->workers[0], config);
 	*in_force = config;
 	if (!await_seen(weir, config))

@@ -24,9 +24,10 @@ enum {
 	PARK_PATIENCE_MS = 100, /* at most, or if they are not known */
 	/*
 	 * RFC 5321, section 4.5.3.2.6: the client waits ten minutes for its
-	 * final reply.  A backend that is busy so late is the last one.
+	 * final reply.  A backend that is busy so late is the last one: the
+	 * next may take as long as it took, and more.
 	 */
-	FINAL_RETRY_MS = 5 * 60 * 1000,
+	FINAL_RETRY_MS = 60 * 1000,
 };
 
 #define TEXT_GO_ON "354 End data with <CR><LF>.<CR><LF>\r\n"

@@ -92,8 +92,7 @@ void session_seek(struct session *s, const struct session_env *env,
 /* Nobody there takes us now, which says nothing about the next moment. */
 static bool is_about_slots(enum busy_class class)
 {
-	return class == BUSY_BUSY || class == BUSY_MAYBE || class == BUSY_CAP ||
-	       class == BUSY_DRAIN;
+	return busy_is_about_slots(class) || class == BUSY_DRAIN;
 }
 
 static bool may_try_until(const struct session *s,

@@ -102,6 +102,7 @@ void bind_park(struct worker *w, struct server *v)
 {
 	static const char rset[] = "RSET\r\n";
 
+	v->served++;
 	if (w->draining || !is_idle(v) || !is_anybodys(w, v) ||
 	    !work_queue_text(w, &v->out, IO_SMALL, rset, sizeof(rset) - 1)) {
 		server_quit(w, v);
@@ -160,7 +161,7 @@ struct server *bind_find_kept(struct worker *w,
 
 	for (struct server *v = w->kept.next;
 	     v != &w->kept && seen < WORK_KEPT_SCAN; v = v->next, seen++) {
-		if (!is_idle(v) || !is_told_right(w, v) ||
+		if (!is_idle(v) || !is_anybodys(w, v) ||
 		    (need->ext & ~v->upstream.ehlo.ext) != 0)
 			continue;
 
@@ -262,13 +263,6 @@ static bool still_good(struct worker *w, const struct server *v,
 	       health_admits(backend_state(b));
 }
 
-/* Was it for want of a slot that the last one tried could not be had? */
-static bool is_crowd(const struct client *c)
-{
-	return c->refused_class == BUSY_BUSY ||
-	       c->refused_class == BUSY_MAYBE || c->refused_class == BUSY_CAP;
-}
-
 /* A slot now, or why not; who waits already goes first. */
 static enum balancer_verdict reserve(struct worker *w, struct client *c,
 				     struct balancer_slot *slot)
@@ -276,13 +270,19 @@ static enum balancer_verdict reserve(struct worker *w, struct client *c,
 	struct backend_change change = { 0 };
 	enum balancer_verdict verdict;
 
-	if (room_waiting(w->weir->room) > 0)
-		return BALANCER_ALL_FULL;
+	if (room_waiting(w->weir->room) > 0) {
+		verdict = balancer_foresee(w->weir->farm, &c->need, w->now_ms);
+		return verdict == BALANCER_PICKED ||
+				       verdict == BALANCER_ALL_TRIED
+			       ? BALANCER_ALL_FULL
+			       : verdict;
+	}
 	verdict = balancer_reserve(w->weir->farm, &c->need, w->now_ms,
 				   io_random(w->io), slot, &change);
 	work_log_change(w, &change);
 	/* If it was for want of a slot, one may come free. */
-	if (verdict == BALANCER_ALL_TRIED && is_crowd(c))
+	if (verdict == BALANCER_ALL_TRIED &&
+	    busy_is_about_slots(c->refused_class))
 		return BALANCER_ALL_FULL;
 	return verdict;
 }

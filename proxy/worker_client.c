@@ -118,7 +118,9 @@ static const char *result_of(const struct session_message *m)
 		return "delivered";
 	if (m->code == 0)
 		return "aborted";
-	return m->bound_ms == 0 ? "unavailable" : "refused";
+	if (m->bound_ms == 0 || m->stage == BUSY_STAGE_TCP)
+		return "unavailable";
+	return "refused";
 }
 
 static void log_message(struct worker *w, struct client *c)
@@ -310,7 +312,10 @@ static bool seek(struct worker *w, struct client *c, struct session_event *next)
 
 	if (s->message.rcpts_ok == 0 && c->body.len == 0)
 		hold_forget_envelope(w, c);
+	/* What is said from here on is another backend's. */
 	c->replaying = c->sending = false;
+	c->reply_len = 0;
+	c->backend[0] = '\0';
 	if (s->afresh || s->message.tries <= 1)
 		c->need.tried_count = 0;
 	return bind_client(w, c, next);

@@ -699,9 +699,12 @@ static int64_t patience_ms(struct worker *w, const struct server *v)
 	int64_t most_ms = w->timeouts.greeting_ms;
 	int64_t share_ms = w->config->farm.budget_ms * 2 / 3;
 
+	/* If another one has room, some time is left for it. */
 	if (v->client != NULL && v->client->session.tries <= 1 &&
-	    share_ms < most_ms)
-		most_ms = share_ms; /* some is left for another one */
+	    share_ms < most_ms &&
+	    balancer_foresee(w->weir->farm, &v->client->need, w->now_ms) ==
+		    BALANCER_PICKED)
+		most_ms = share_ms;
 	if (backend_identity_binds(v->identity))
 		return most_ms;
 	return balancer_patience_ms(w->weir->farm, &v->slot, most_ms);

@@ -564,7 +564,7 @@ static const struct talk finals[] = {
 	TALK_HELD("nor what is said for ever", TO_FINAL, R(EOD, BUSY, 552),
 		  X("relay 552; quit; log EOD busy 552")),
 	TALK_HELD("nor what comes when the client may soon give up", TO_FINAL,
-		  AFTER(300000), R(EOD, BUSY, 452),
+		  AFTER(60000), R(EOD, BUSY, 452),
 		  X("relay 452; quit; log EOD busy 452")),
 	TALK_HELD("nor for a client that is gone", TO_FINAL, GONE,
 		  R(EOD, BUSY, 452),
