@@ -92,6 +92,8 @@ struct sim_script {
 void sim_script_write(struct sim_script *script, struct sim *sim,
 		      struct check *check,
 		      const struct sim_client_config *config);
+/* sim_step.c, whoever wrote the script: */
+
 void sim_script_free(struct sim_script *script);
 
 /* CHUNKING is not offered: messages by BDAT are not sent. */
