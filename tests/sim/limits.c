@@ -33,21 +33,12 @@ enum {
 struct limit_scene {
 	const char *name;
 	const char *about;
-	unsigned weirs;
-	unsigned workers;        /* of each; 0: one */
-	unsigned slots;          /* that the server has */
-	double demand;           /* what weirs' clients want, of the slots */
-	double hidden;           /* slots that others want */
-	enum sim_deed_kind full; /* NONE: BYE */
 	const char *full_text;
-	unsigned moody;   /* per mille refused for no reason */
-	bool falls;       /* to 40 % and back, again and again */
-	unsigned loud;    /* connections that one more source has at once */
+	const char *room; /* of weir.ini; NULL: one that is hard to fill */
+	double demand;    /* what weirs' clients want, of the slots */
+	double hidden;    /* slots that others want */
 	double mean_s;    /* that a text takes; 0: MEAN_S */
 	double sigma;     /* of that time; 0: SIGMA */
-	unsigned seconds; /* the warm-up included; 0: SECONDS */
-	const char *room; /* of weir.ini; NULL: one that is hard to fill */
-	bool vouched;     /* one weir is told of all the slots */
 	struct {
 		double used;      /* of slots that others do not have, least */
 		double refused_s; /* per second and weir, most */
@@ -56,6 +47,15 @@ struct limit_scene {
 		double put_off;   /* read a 4xx, most */
 		double wait_ms;   /* of 99 in 100 for a slot, most */
 	} bars;                   /* 0: none */
+	unsigned weirs;
+	unsigned workers; /* of each; 0: one */
+	unsigned slots;   /* that the server has */
+	unsigned moody;   /* per mille refused for no reason */
+	unsigned loud;    /* connections that one more source has at once */
+	unsigned seconds; /* the warm-up included; 0: SECONDS */
+	enum sim_deed_kind full; /* NONE: BYE */
+	bool falls;              /* to 40 % and back, again and again */
+	bool vouched;            /* one weir is told of all the slots */
 };
 
 /*
@@ -358,7 +358,8 @@ static void set_slots(struct run *r, unsigned slots)
 static void fall_and_return(struct run *r, int64_t now_us)
 {
 	unsigned high = r->scene->slots, low = high * 2 / 5;
-	int64_t s = (now_us - r->started_us) / SIM_SECOND % (2 * LOW_S);
+	int64_t s = (now_us - r->started_us) / SIM_SECOND %
+		    (2 * (int64_t)LOW_S);
 
 	if (s < LOW_S) {
 		if (r->slots < high) {
@@ -585,7 +586,7 @@ static void run_one(const struct limit_scene *scene, uint64_t seed, FILE *trace,
 	*result = (struct result){ .passed = true };
 	r->scene = scene;
 	if (begin(r, seed, trace)) {
-		world_run(&r->world, WARM_S * SIM_SECOND);
+		world_run(&r->world, (int64_t)WARM_S * SIM_SECOND);
 		sim_backend_use(r->world.backends[0], &r->before);
 		for (unsigned i = 0; i < scene->weirs; i++)
 			r->done[i] = sim_crowd_counts(r->crowds[i]).done;

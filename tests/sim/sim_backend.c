@@ -50,43 +50,43 @@ struct conn {
 	struct conn *next, *prev;
 	struct sim_backend *backend;
 	struct sim_end *end;
-	enum reading reading;
 	struct sim_deed deed;
-	bool done;   /* the deed */
-	bool slot;   /* has one */
-	bool queued; /* waits for one */
-	int64_t came_us;
-	enum fickle fickle;
-	bool again; /* this message has been at a backend before */
-	bool greeted;
-	bool dripping;
-	bool stalled;
-	bool lying;
-	bool answered; /* the body, before its end */
-	unsigned due;  /* commands not answered yet */
-	bool greet_due;
 	struct saying *first, *last;
 	struct sim_timer timer;
 	struct sim_timer drip;
+	int64_t came_us;
 	int64_t free_at_us; /* replies are said in order */
+	enum reading reading;
+	enum fickle fickle;
+	bool done;   /* the deed */
+	bool slot;   /* has one */
+	bool queued; /* waits for one */
+	bool greeted;
+	bool greet_due;
+	bool dripping;
+	bool stalled;
+	bool lying;
 	/* the dialogue */
-	unsigned helo_client; /* 0: not one of the scripted clients */
 	bool helo;
 	bool mail;
+	bool again;     /* this message has been at a backend before */
+	bool answered;  /* the body, before its end */
+	bool trace_due; /* the body begins with the trace field */
+	bool chunked;
+	bool chunk_last;
+	unsigned due;         /* commands not answered yet */
+	unsigned helo_client; /* 0: not one of the scripted clients */
+	unsigned taken;       /* recipients said 2xx to */
+	unsigned eod_match;   /* octets of CRLF.CRLF seen */
 	struct check_message *message;
 	struct check_message *ended; /* its final reply is under way */
-	unsigned taken;              /* recipients said 2xx to */
-	size_t body_len;
-	unsigned eod_match; /* octets of CRLF.CRLF seen */
-	size_t head_len;
-	uint8_t head[HEADER_MAX]; /* the PROXY header */
-	bool trace_due;           /* the body begins with the trace field */
-	size_t trace_len;
-	char trace[TRACE_FIELD_MAX];
-	bool chunked;
 	uint64_t chunk_left;
-	bool chunk_last;
+	size_t body_len;
+	size_t head_len;
+	size_t trace_len;
 	size_t line_len;
+	uint8_t head[HEADER_MAX]; /* the PROXY header */
+	char trace[TRACE_FIELD_MAX];
 	char line[LINE_MAX_OCTETS];
 };
 
@@ -757,12 +757,13 @@ static void body_ends(struct conn *c)
 	}
 	c->due++;
 	struct saying *s;
-	if (b->config.eod_busy > 0 && sim_chance(b->sim, b->config.eod_busy))
+	if (b->config.eod_busy > 0 && sim_chance(b->sim, b->config.eod_busy)) {
 		s = reply(c, SIM_STAGE_EOD, "%s", strained);
-	else
+	} else {
 		s = reply(c, SIM_STAGE_EOD,
 			  "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
 			  b->config.index, mark_of(c), b->config.index);
+	}
 	if (s != NULL) {
 		s->final = true;
 		s->message = m;
@@ -1016,16 +1017,17 @@ static size_t take_header(struct conn *c, const uint8_t *data, size_t len)
 		if (!header_ends(c, &good))
 			continue;
 		c->reading = READ_COMMANDS;
-		if (!good)
+		if (!good) {
 			sim_violation(c->backend->sim,
 				      "backend b%u: no PROXY header comes",
 				      c->backend->config.index);
-		else if (n < len)
+		} else if (n < len) {
 			sim_violation(
 				c->backend->sim,
 				"backend b%u: something follows the PROXY "
 				"header before the greeting",
 				c->backend->config.index);
+		}
 		if (c->slot)
 			greet(c);
 		break;

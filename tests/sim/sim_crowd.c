@@ -372,8 +372,11 @@ void sim_crowd_free(struct sim_crowd **cp)
 	if (c == NULL)
 		return;
 	sim_crowd_rate(c, 0);
-	while (c->members.next != &c->members)
-		leave(c->members.next);
+	for (struct member *m = c->members.next, *next; m != &c->members;
+	     m = next) {
+		next = m->next;
+		leave(m);
+	}
 	free(c);
 	*cp = NULL;
 }

@@ -14,13 +14,12 @@ enum {
 
 /* --- connections --- */
 
-static void count_row(struct sim_slots *slots, struct farm *farm,
-		      const struct sim_io_row *row)
+static void count_row(struct sim_slots *s, const struct sim_io_row *row)
 {
 	if (row->accepted || row->peer == NULL)
 		return;
-	for (uint16_t i = 0; i < farm_size(farm); i++) {
-		const struct backend *b = farm_at(farm, i);
+	for (uint16_t i = 0; i < farm_size(s->farm); i++) {
+		const struct backend *b = farm_at(s->farm, i);
 		union sim_addr peer;
 
 		if (b == NULL)
@@ -29,88 +28,97 @@ static void count_row(struct sim_slots *slots, struct farm *farm,
 		memcpy(&peer, &b->peer, b->peer_len);
 		if (!sim_addr_equal(&row->peer->sa, &peer.sa))
 			continue;
-		slots->all[i]++;
-		slots->open[i] += !row->ended;
+		s->all[i]++;
+		s->open[i] += !row->ended;
 		return;
 	}
 }
 
-static void count(struct sim_slots *slots, struct farm *farm,
-		  struct io *const *ios, unsigned io_count)
+static void count(struct sim_slots *s)
 {
 	static struct sim_io_row rows[ROWS_MAX];
 
-	memset(slots->open, 0, sizeof(slots->open));
-	memset(slots->all, 0, sizeof(slots->all));
-	for (unsigned i = 0; i < io_count; i++) {
-		size_t n = sim_io_rows(ios[i], rows, ROWS_MAX);
+	memset(s->open, 0, sizeof(s->open));
+	memset(s->all, 0, sizeof(s->all));
+	for (unsigned i = 0; i < s->io_count; i++) {
+		size_t n = sim_io_rows(s->ios[i], rows, ROWS_MAX);
 
 		assert(n <= ROWS_MAX);
 		for (size_t k = 0; k < n; k++)
-			count_row(slots, farm, &rows[k]);
+			count_row(s, &rows[k]);
 	}
+}
+
+static void count_changes(struct sim_slots *s)
+{
+	bool changed = false;
+
+	for (unsigned i = 0; i < s->io_count; i++) {
+		uint64_t changes = sim_io_changes(s->ios[i]);
+
+		changed = changed || s->changes[i] != changes;
+		s->changes[i] = changes;
+	}
+	if (changed)
+		count(s);
 }
 
 /* --- one backend's books --- */
 
-static bool has_called(const struct room *room, unsigned workers)
+static bool has_called(const struct sim_slots *s)
 {
-	for (unsigned i = 0; room != NULL && i < workers; i++) {
-		if (room_has_called(room, i))
+	for (unsigned i = 0; i < s->io_count; i++) {
+		if (room_has_called(s->room, i))
 			return true;
 	}
 	return false;
 }
 
 /* How many slots lie in the room. */
-static unsigned called(struct room *room, unsigned workers, int64_t now_ms)
+static unsigned called(const struct sim_slots *s)
 {
 	struct room_view view;
 
-	if (!has_called(room, workers))
+	if (!has_called(s))
 		return 0;
-	room_look(room, now_ms, &view);
+	room_look(s->room, sim_now_us(s->sim) / SIM_MS + 1, &view);
 	return view.called;
 }
 
-static void check_limit(struct sim *sim, const struct backend *b)
+static void check_limit(const struct sim_slots *s, const struct backend *b)
 {
 	const struct limit *l = &b->limit;
 
 	if (l->l < 1 || l->l > l->ceiling || l->ceiling != b->max_sessions) {
-		sim_violation(sim,
+		sim_violation(s->sim,
 			      "%s: the learned limit is %.3f, the ceiling %u, "
 			      "max_sessions %u",
 			      b->name, l->l, l->ceiling, b->max_sessions);
 	}
 	if (l->pp > l->p || l->n + l->p > b->inflight ||
 	    b->kept > b->inflight) {
-		sim_violation(sim,
+		sim_violation(s->sim,
 			      "%s: %u greeted, %u pending, %u probes, %u kept, "
 			      "but %u slots",
 			      b->name, l->n, l->p, l->pp, b->kept, b->inflight);
 	}
 }
 
-static void check_backend(struct sim_slots *slots, struct sim *sim,
-			  struct room *room, unsigned workers,
-			  const struct backend *b)
+static void check_backend(const struct sim_slots *s, const struct backend *b)
 {
-	unsigned open = slots->open[b->index], all = slots->all[b->index];
-	int64_t now_ms = sim_now_us(sim) / SIM_MS + 1;
+	unsigned open = s->open[b->index], all = s->all[b->index];
 
-	check_limit(sim, b);
+	check_limit(s, b);
 	if (open > b->inflight || b->limit.n > all) {
-		sim_violation(sim,
+		sim_violation(s->sim,
 			      "%s: %u connections and %u being closed, but %u "
 			      "slots, %u greeted",
 			      b->name, open, all - open, b->inflight,
 			      b->limit.n);
 	}
-	if (b->inflight > all &&
-	    b->inflight > all + called(room, workers, now_ms)) {
-		sim_violation(sim, "%s: %u slots, but %u connections", b->name,
-			      b->inflight, all);
+	if (b->inflight > all && b->inflight > all + called(s)) {
+		sim_violation(s->sim, "%s: %u slots, but %u connections",
+			      b->name, b->inflight, all);
 	}
 }
 
@@ -169,16 +177,14 @@ static const struct backend *slot_for(struct farm *farm,
 }
 
 /* A backend with a slot for somebody who waits, or NULL. */
-static const struct backend *waits_in_vain(struct farm *farm, struct room *room)
+static const struct backend *waits_in_vain(const struct sim_slots *s)
 {
 	struct room_turn turn;
 
-	if (room == NULL || room_waiting(room) == 0)
-		return NULL;
 	for (unsigned skip = 0; skip < ROOM_LOOKAHEAD; skip++) {
-		if (!room_next(room, -1, skip, &turn))
+		if (!room_next(s->room, -1, skip, &turn))
 			return NULL;
-		const struct backend *b = slot_for(farm, &turn.need);
+		const struct backend *b = slot_for(s->farm, &turn.need);
 		if (b != NULL)
 			return b;
 	}
@@ -186,9 +192,9 @@ static const struct backend *waits_in_vain(struct farm *farm, struct room *room)
 }
 
 /* It is so, or not; and until now it was as it was at the last look. */
-static int64_t note_since(struct sim *sim, int64_t *since_us, bool so)
+static int64_t note_since(const struct sim_slots *s, int64_t *since_us, bool so)
 {
-	int64_t now_us = sim_now_us(sim);
+	int64_t now_us = sim_now_us(s->sim);
 	int64_t lasted_us = *since_us == 0 ? 0 : now_us - *since_us;
 
 	if (!so)
@@ -198,60 +204,48 @@ static int64_t note_since(struct sim *sim, int64_t *since_us, bool so)
 	return lasted_us;
 }
 
-static void check_room(struct sim_slots *slots, struct sim *sim,
-		       struct farm *farm, struct room *room, unsigned workers)
+static void check_room(struct sim_slots *s)
 {
 	looking = true;
-	const struct backend *b = waits_in_vain(farm, room);
+	const struct backend *b = waits_in_vain(s);
 	looking = false;
-	const char *where = b != NULL ? b->name : slots->where;
+	const char *where = b != NULL ? b->name : s->where;
 
-	if (note_since(sim, &slots->waits_us, b != NULL) > FREE_US) {
-		sim_violation(sim, "%u wait, though %s has a slot free",
-			      room_waiting(room), where);
+	if (note_since(s, &s->waits_us, b != NULL) > FREE_US) {
+		sim_violation(s->sim, "%u wait, though %s has a slot free",
+			      room_waiting(s->room), where);
 	}
-	if (note_since(sim, &slots->called_us, has_called(room, workers)) >
-	    CALLED_US)
-		sim_violation(sim, "somebody was called and is not told");
-	snprintf(slots->where, sizeof(slots->where), "%s", where);
+	if (note_since(s, &s->called_us, has_called(s)) > CALLED_US)
+		sim_violation(s->sim, "somebody was called and is not told");
+	if (b != NULL)
+		snprintf(s->where, sizeof(s->where), "%s", b->name);
 }
 
-void sim_slots_check(struct sim_slots *slots, struct sim *sim,
-		     struct farm *farm, struct room *room, bool draining,
-		     struct io *const *ios, unsigned io_count)
+void sim_slots_check(struct sim_slots *s, bool draining)
 {
-	bool changed = false;
-
-	assert(io_count <= SIM_SLOTS_IOS);
-	assert(farm_size(farm) <= SIM_SLOTS_BACKENDS);
-	for (unsigned i = 0; i < io_count; i++) {
-		changed = changed ||
-			  slots->changes[i] != sim_io_changes(ios[i]);
-		slots->changes[i] = sim_io_changes(ios[i]);
-	}
-	if (changed)
-		count(slots, farm, ios, io_count);
-	for (uint16_t i = 0; i < farm_size(farm); i++) {
-		const struct backend *b = farm_at(farm, i);
+	assert(s->io_count <= SIM_SLOTS_IOS);
+	assert(farm_size(s->farm) <= SIM_SLOTS_BACKENDS);
+	count_changes(s);
+	for (uint16_t i = 0; i < farm_size(s->farm); i++) {
+		const struct backend *b = farm_at(s->farm, i);
 
 		if (b != NULL)
-			check_backend(slots, sim, room, io_count, b);
+			check_backend(s, b);
 	}
 	/* Who drains need not serve those who wait. */
 	if (!draining)
-		check_room(slots, sim, farm, room, io_count);
+		check_room(s);
 }
 
-bool sim_slots_are_home(struct farm *farm, struct room *room)
+bool sim_slots_are_home(const struct sim_slots *s)
 {
-	for (uint16_t i = 0; i < farm_size(farm); i++) {
-		const struct backend *b = farm_at(farm, i);
+	for (uint16_t i = 0; i < farm_size(s->farm); i++) {
+		const struct backend *b = farm_at(s->farm, i);
 
 		if (b != NULL &&
 		    (b->inflight != 0 || b->kept != 0 || b->limit.n != 0 ||
 		     b->limit.p != 0 || b->limit.pp != 0))
 			return false;
 	}
-	return room == NULL ||
-	       (room_waiting(room) == 0 && !has_called(room, SIM_SLOTS_IOS));
+	return room_waiting(s->room) == 0 && !has_called(s);
 }

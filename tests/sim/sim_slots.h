@@ -23,26 +23,29 @@
 
 enum { SIM_SLOTS_BACKENDS = 64, SIM_SLOTS_IOS = 8 };
 
-/* What is kept from one look to the next; all zero: none yet. */
+/* One weir, and what is kept from one look at it to the next. */
 struct sim_slots {
+	struct sim *sim;
+	struct farm *farm;
+	struct room *room;
+	struct io *const *ios;
+	unsigned io_count;
 	uint64_t changes[SIM_SLOTS_IOS];
-	unsigned open
-		[SIM_SLOTS_BACKENDS]; /* connections, by place in the farm */
-	unsigned all[SIM_SLOTS_BACKENDS]; /* those being closed among them */
-	int64_t waits_us;                 /* somebody does since; 0: nobody */
-	int64_t called_us;                /* somebody is since; 0: nobody */
-	char where[BACKEND_NAME_MAX];     /* a slot was free at the last look */
+	unsigned open[SIM_SLOTS_BACKENDS]; /* connections, by place in the farm
+					    */
+	unsigned all[SIM_SLOTS_BACKENDS];  /* those being closed among them */
+	int64_t waits_us;                  /* somebody does since; 0: nobody */
+	int64_t called_us;                 /* somebody is since; 0: nobody */
+	char where[BACKEND_NAME_MAX]; /* a slot was free at the last look */
 };
 
-/* After each batch of one weir.  room may be NULL. */
-void sim_slots_check(struct sim_slots *slots, struct sim *sim,
-		     struct farm *farm, struct room *room, bool draining,
-		     struct io *const *ios, unsigned io_count);
+/* After each batch of the weir; the first five members are set. */
+void sim_slots_check(struct sim_slots *slots, bool draining);
 
 /* Is it this that asks the product something just now? */
 bool sim_slots_are_looking(void);
 
 /* When all is quiet nothing is counted any more.  False: it is. */
-bool sim_slots_are_home(struct farm *farm, struct room *room);
+bool sim_slots_are_home(const struct sim_slots *slots);
 
 #endif

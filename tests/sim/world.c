@@ -114,6 +114,13 @@ static bool make_workers(struct house *h, unsigned workers)
 			return false;
 		}
 	}
+	h->slots = (struct sim_slots){
+		.sim = h->world->sim,
+		.farm = weir->farm,
+		.room = weir->room,
+		.ios = h->ios,
+		.io_count = workers,
+	};
 	h->running = workers;
 	return true;
 }
@@ -287,8 +294,7 @@ static void turn(struct world *w, struct place place)
 	if (!w->hushed) {
 		check_limits(w->check, h->index, h->ios, h->weir.worker_count,
 			     &h->limits);
-		sim_slots_check(&h->slots, w->sim, h->weir.farm, h->weir.room,
-				h->weir.draining, h->ios, h->weir.worker_count);
+		sim_slots_check(&h->slots, h->weir.draining);
 	}
 	config_retire(h);
 	pass(w, sim_now_us(w->sim) + 1 + sim_below(w->sim, TURN_US_MAX));
@@ -394,7 +400,7 @@ static struct unrest unrest_of(const struct world *w)
 		u.slots += slots_out(h->weir.farm);
 		u.sessions += admission_sessions(h->weir.admission);
 		u.running += h->running;
-		u.uncounted += !sim_slots_are_home(h->weir.farm, h->weir.room);
+		u.uncounted += !sim_slots_are_home(&h->slots);
 	}
 	return u;
 }
