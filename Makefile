@@ -72,7 +72,7 @@ RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c)
 WEIR := $(CORE) $(RING) $(addprefix proxy/,inspect.c logger.c main.c)
 
 # The two tools share nothing with the above: they bear witness against it.
-TOOLS := $(addprefix tests/,heap.c quantity.c tally.c)
+TOOLS := $(addprefix tests/,heap.c quantity.c stretch.c tally.c)
 SINK  := $(wildcard tests/sink*.c) $(TOOLS)
 LOAD  := $(wildcard tests/load*.c) tests/histogram.c $(TOOLS)
 
@@ -112,6 +112,7 @@ NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_histogram := tests/histogram.c
 NEEDS_quantity  := tests/quantity.c
+NEEDS_stretch   := tests/stretch.c
 NEEDS_load_limit := tests/load_limit.c
 NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
                      session_command.c session_hold.c session_reply.c smtp.c \

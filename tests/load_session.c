@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "tests/load.h"
+#include "tests/stretch.h"
 
 #ifndef IP_BIND_ADDRESS_NO_PORT
 #define IP_BIND_ADDRESS_NO_PORT 24
@@ -202,16 +203,7 @@ static void set_timer(struct load_session *s, int64_t in_ms)
 
 static char *room(struct load_session *s, size_t len)
 {
-	if (s->out_len + len > s->out_cap) {
-		size_t cap = (s->out_len + len) * 2;
-		char *grown = realloc(s->out, cap);
-
-		if (grown == NULL)
-			err(1, "out of memory");
-		s->out = grown;
-		s->out_cap = cap;
-	}
-	return s->out + s->out_len;
+	return stretch(&s->out, &s->out_cap, s->out_len, len);
 }
 
 /* Append a command; its reply is due. */

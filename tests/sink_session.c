@@ -10,6 +10,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/stretch.h"
+
 enum {
 	ACCEPT_PAUSE_NS = 5000000,
 	DRAIN_MS = 2000, /* for the peer to read our last reply and close */
@@ -145,16 +147,7 @@ void sink_session_reap(struct sink *sink)
 
 static void out_append(struct sink_session *s, const char *text, size_t len)
 {
-	if (s->out_len + len > s->out_cap) {
-		size_t cap = (s->out_len + len) * 2;
-		char *grown = realloc(s->out, cap);
-
-		if (grown == NULL)
-			err(1, "out of memory");
-		s->out = grown;
-		s->out_cap = cap;
-	}
-	memcpy(s->out + s->out_len, text, len);
+	memcpy(stretch(&s->out, &s->out_cap, s->out_len, len), text, len);
 	s->out_len += len;
 }
 
