@@ -186,7 +186,8 @@ class Learned(lib.Case):
                                                     "moved@"), "it is logged")
         self.assertEqual((line[0]["backend"], line[0]["refused"]),
                          ("b1", "b0:GREET:busy"))
-        line = self.weir.log("event=backend_refused", "backend=b0")
+        line = lib.wait_until(lambda: self.weir.log(
+            "event=backend_refused", "backend=b0"), "it is logged")
         self.assertEqual(line[0]["code"], "421")
 
     def test_observe_acts_on_nothing(self):
@@ -202,5 +203,5 @@ class Learned(lib.Case):
         # it learns, and asks there all the same
         self.assertEqual(self.limits()["limit"], 2)
         self.assertEqual(self.weir.row("b0")["state"], "up")
-        self.assertEqual(len(self.weir.log("event=backend_refused",
-                                           "backend=b0")), 10)
+        lib.wait_until(lambda: len(self.weir.log(
+            "event=backend_refused", "backend=b0")) == 10, "it is logged")
