@@ -11,9 +11,9 @@
 #include "tests/sim/sim_heap.h"
 
 enum {
-	IDLE_TURNS_MAX = 2000, /* in a row, without an event */
-	TURN_US_MAX = 60,      /* what a turn takes */
-	REFUSED_SPARE = 24,    /* places for those who are being refused */
+	IDLE_TURNS_MAX = 2000,             /* in a row, without an event */
+	TURN_US_MAX = 60,                  /* what a turn takes */
+	REFUSED_SPARE = WORLD_CLIENTS_MAX, /* places for who is being refused */
 	OPERATORS = 16,
 };
 
