@@ -25,6 +25,8 @@ struct storm {
 	struct world world;
 	struct sim *sim; /* the world's; before it: chance for the settings */
 	unsigned backends, clients, workers, sources, operators;
+	unsigned weirs;   /* before the same backends, 1 or 2 */
+	unsigned weir;    /* whose configuration is written */
 	unsigned trouble; /* how likely backends misbehave, per mille */
 	uint32_t body_max;
 	bool allows;  /* ALLOWED is on the list of those who may come in */
@@ -90,15 +92,18 @@ static void write_weir(struct storm *s)
 	static const char *const early[] = { "reject", "log", "off" };
 
 	put(s, "[weir]\nhostname = mx.test\nlog_level = debug\n");
-	put(s, "control_socket = " WORLD_CONTROL "\n");
+	if (s->weir == 0)
+		put(s, "control_socket = " WORLD_CONTROL "\n");
+	else
+		put(s, "control_socket = /run/weir-sim-%u.sock\n", s->weir);
 	put(s, "small_buffers = %u\nbig_buffers = %u\n",
 	    sim_chance(d, 100) ? 16 : sim_between(d, 64, 400),
 	    sim_between(d, 16, 64));
 	if (sim_chance(d, 300)) /* hardly anything can be held */
 		put(s, "body_memory = %uK\n", sim_between(d, 64, 256));
 	put(s, "log_format = %s\n", sim_chance(d, 200) ? "json" : "kv");
-	put(s, "[listener in]\nlisten = " WORLD_LISTEN ":25\n");
-	put(s, "listen = [2001:db8::1]:25\nearly_talkers = %s\n",
+	put(s, "[listener in]\nlisten = 192.0.2.%u:25\n", s->weir + 1);
+	put(s, "listen = [2001:db8::%u]:25\nearly_talkers = %s\n", s->weir + 1,
 	    early[sim_below(d, 3)]);
 	if (sim_chance(d, 200))
 		put(s, "greeting_delay = %ums\n", sim_between(d, 1, 800));
@@ -258,6 +263,7 @@ static void draw(struct storm *s)
 	struct sim *d = s->sim;
 
 	s->workers = sim_between(d, 1, WORLD_WORKERS_MAX);
+	s->weirs = sim_chance(d, 150) ? 2 : 1;
 	s->allows = sim_chance(d, 300);
 	s->crowded = sim_chance(d, 250);
 	s->backends = sim_between(d, 1, s->crowded ? 2 : 5);
@@ -307,6 +313,7 @@ static void add_client(struct storm *s, unsigned i, bool late)
 	char host[64];
 	bool v6 = sim_chance(d, 200);
 	unsigned source = sim_below(d, s->sources) + 1;
+	unsigned weir = sim_below(d, s->weirs);
 
 	snprintf(host, sizeof(host), v6 ? "2001:db8:0:%u::7" : "198.51.100.%u",
 		 source);
@@ -314,7 +321,10 @@ static void add_client(struct storm *s, unsigned i, bool late)
 		.number = i,
 		.nature = late ? SIM_NATURE_GOOD : draw_nature(d),
 		.from = sim_addr_make(host, 0),
-		.to = sim_addr_make(v6 ? "2001:db8::1" : WORLD_LISTEN, 25),
+		.to = v6 ? sim_addr_make(weir == 0 ? "2001:db8::1"
+						   : "2001:db8::2",
+					 25)
+			 : world_listen_addr(weir),
 		.at_us = sim_below(d, GATHERING_US),
 		.messages_max = sim_chance(d, 800) ? 2 : 6,
 		.body_max = s->body_max,
@@ -380,7 +390,7 @@ static void reload_fires(void *owner)
 {
 	struct storm *s = owner;
 
-	if (s->over || world_running(&s->world) < s->workers)
+	if (s->over || world_running(&s->world) < s->workers + s->weirs - 1)
 		return;
 	s->config_len = 0;
 	write_weir(s);
@@ -403,6 +413,21 @@ static void reload_fires(void *owner)
 
 /* --- the way of a storm --- */
 
+/* Another weir, with settings of its own, before the same backends. */
+static bool add_second(struct storm *s)
+{
+	s->weir = 1;
+	s->config_len = 0;
+	write_weir(s);
+	write_admission(s);
+	write_times(s);
+	write_room(s);
+	for (unsigned i = 0; i < s->backends; i++)
+		write_backend(s, i);
+	s->weir = 0;
+	return world_add_weir(&s->world, s->config, 1);
+}
+
 static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
 {
 	/* The settings are drawn from a world of their own. */
@@ -416,12 +441,14 @@ static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
 				   s->workers, trace);
 	if (trace != NULL)
 		fprintf(trace, "%s\n", s->config);
+	if (started && s->weirs > 1)
+		started = add_second(s);
 	sim_free(&dice);
 	s->sim = s->world.sim;
 	if (!started)
 		return false;
-	if (s->allows)
-		s->world.houses[0].limits.allowed = sim_addr_make(ALLOWED, 0);
+	for (unsigned i = 0; s->allows && i < s->weirs; i++)
+		s->world.houses[i].limits.allowed = sim_addr_make(ALLOWED, 0);
 	for (unsigned i = 0; i < s->backends; i++)
 		s->world.backends[i] = sim_backend_new(s->sim, s->world.check,
 						       &s->backend[i]);
