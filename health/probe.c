@@ -122,7 +122,8 @@ static void classify(struct probe *p)
 {
 	struct busy_reply r = {
 		.stage = stage_of(p->step),
-		.ident = p->order->told ? BUSY_IDENT_CLIENT : BUSY_IDENT_PROXY,
+		/* Also where clients are named: a probe comes as weir. */
+		.ident = BUSY_IDENT_PROXY,
 		.code = p->reply.code,
 		.text = p->reply.text,
 		.text_len = p->reply.text_len,

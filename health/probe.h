@@ -97,8 +97,6 @@ struct probe_report {
 struct probe_order {
 	const char *helo; /* what we call ourselves; NUL-terminated */
 	bool mail;        /* say MAIL and RSET too */
-	bool told;        /* it is told who its clients are: what it says of
-			     who asks here, it does not say of weir */
 	int64_t connect_ms;
 	int64_t timeout_ms; /* for all of it, the connect included */
 	/* To read replies: the backend's own rules, weir's own addresses. */

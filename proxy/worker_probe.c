@@ -159,7 +159,6 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 	p->order = (struct probe_order){
 		.helo = p->helo,
 		.mail = health->mail,
-		.told = backend_identity_binds(p->identity),
 		.connect_ms = w->config->timeouts.backend_connect_ms,
 		.timeout_ms = health->timeout_ms,
 		.rules = p->rules,

@@ -47,9 +47,9 @@ struct way {
 /* clang-format off */
 static const struct way ways[] = {
 	{ "as in the product",
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, false, true, true } },
+	{ "receives that stand, as in Linux 6.17",
 	  { 1024, 16384, ALL_GIVEN, UINT_MAX, true, true, true, true } },
-	{ "Linux 6.16: the credit is counted by us",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, true, true, true } },
 	{ "Linux 6.1: no bundles either, iowait counted",
 	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, false, false, false } },
 	{ "credit without bundles",
@@ -304,6 +304,11 @@ static void both_ends_talk_and_know_each_other(void **state)
 				 0);
 		assert_int_equal(ntohl(in->sin_addr.s_addr),
 				 INADDR_LOOPBACK + 7);
+		assert_int_equal(io_local(io, client, (struct sockaddr *)&peer,
+					  sizeof(peer)),
+				 0);
+		assert_int_equal(ntohl(in->sin_addr.s_addr),
+				 INADDR_LOOPBACK + 7);
 		int nodelay = 0;
 		socklen_t len = sizeof(nodelay);
 
@@ -546,6 +551,67 @@ static void a_reset_is_told_to_who_receives_and_who_sends(void **state)
 		expect_silence(io);
 		io_close(io, socket);
 		expect(io, IO_CLOSED, socket);
+		close_io(io);
+	}
+}
+
+/* Connections that end in a reset right behind their last octets. */
+enum { HASTY = 600 };
+
+static void *be_hasty(void *arg)
+{
+	static const char octets[2000];
+	const struct linger reset = { 1, 0 };
+
+	for (int i = 0; i < HASTY; i++) {
+		int fd = raw_connect(arg);
+
+		for (int k = i % 4; k >= 0; k--)
+			raw_write(fd, octets, sizeof(octets) / (1U << k % 3));
+		assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset,
+					    sizeof(reset)),
+				 0);
+		assert_int_equal(close(fd), 0);
+	}
+	return NULL;
+}
+
+static void a_reset_right_behind_octets_is_told(void **state)
+{
+	(void)state;
+	assert_false(ring_standard.use_credit);
+	for (size_t w = 0; w < WAYS; w++) {
+		struct sockaddr_in addr;
+		pthread_t thread;
+		unsigned ended = 0;
+
+		if (ways[w].tuning.use_credit)
+			continue; /* where they stand, it is not */
+
+		struct io *io = open_io(&ways[w], &standard_config);
+		io_handle listener = listen_on(io, NULL, &addr);
+
+		assert_int_equal(pthread_create(&thread, NULL, be_hasty, &addr),
+				 0);
+		while (ended < HASTY) {
+			struct io_event event = next(io);
+
+			if (event.kind == IO_ACCEPTED) {
+				io_recv(io, event.socket, IO_SMALL, 8192);
+			} else if (event.kind == IO_CLOSED) {
+				ended++;
+			} else if (event.result <= 0) {
+				io_close(io, event.socket);
+			} else {
+				io_buf_put(io, event.buf);
+				if (!event.more)
+					io_recv(io, event.socket, IO_SMALL,
+						8192);
+			}
+		}
+		assert_int_equal(pthread_join(thread, NULL), 0);
+		io_close(io, listener);
+		expect(io, IO_CLOSED, listener);
 		close_io(io);
 	}
 }
@@ -1654,6 +1720,7 @@ int main(void)
 		cmocka_unit_test(bulk_passes_unaltered),
 		cmocka_unit_test(a_receive_ends_with_its_credit),
 		cmocka_unit_test(a_reset_is_told_to_who_receives_and_who_sends),
+		cmocka_unit_test(a_reset_right_behind_octets_is_told),
 		cmocka_unit_test(a_refused_connect_is_told),
 		cmocka_unit_test(what_is_queued_is_sent_before_the_fin),
 		cmocka_unit_test(nothing_but_closed_comes_after_a_close),
