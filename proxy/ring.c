@@ -31,6 +31,12 @@ enum {
  * About 340 KiB of locked memory.  What is with the kernel at a time is what
  * the working set turns over: 32 big buffers are 512 KiB and stay in a
  * core's second-level cache, where 256 of them cost half as much again.
+ *
+ * No receive stands for more than one buffer (use_credit): on Linux 6.18 a
+ * reset that comes right behind octets is then never told.  Of 4000
+ * connections ended so, 1170 to 2218 were left open; of those received from
+ * one buffer at a time, none.  For small messages that costs nothing, for
+ * large ones an eighth more CPU.
  */
 const struct ring_tuning ring_standard = {
 	.sq_entries = 1024,
@@ -40,8 +46,8 @@ const struct ring_tuning ring_standard = {
 		       [IO_RESERVE] = 16,
 		       [IO_REPLY] = 256 },
 	.send_max = UINT_MAX,
-	.use_credit = true,
-	.use_bundle = true,
+	.use_credit = false,
+	.use_bundle = false,
 	.use_no_iowait = true,
 	.use_message = true,
 };

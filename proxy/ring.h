@@ -160,7 +160,7 @@ struct ring_tuning {
 	unsigned cq_entries;
 	unsigned given_max[IO_POOLS]; /* to the kernel at a time */
 	unsigned send_max;            /* octets asked for in one send */
-	bool use_credit;              /* receive with optlen, Linux 6.17 */
+	bool use_credit; /* receives stand, with optlen: Linux 6.17; see ring.c */
 	bool use_bundle;
 	bool use_no_iowait;
 	bool use_message; /* io_wake_from() by IORING_OP_MSG_RING */
