@@ -45,12 +45,13 @@ def refusals(server, proxy):
 
 @lib.needs_root
 class HiddenLimits(lib.Case):
-    def overload(self, *servers, clients=2, workers=2):
+    def overload(self, *servers, clients=2, workers=2, reuse="off"):
         for server in servers:
             self.start(server)
         have = {server: slots.takes(server) for server in servers}
         proxy = self.start(weir.Weir(
-            [(s.name, s, {"max_sessions": "auto"}) for s in servers],
+            [(s.name, s, {"max_sessions": "auto", "reuse": reuse})
+             for s in servers],
             weir={"workers": workers}, health={"interval": "10s"})).up()
         messages = [mail.Message(f"hidden-{i}", 2000)
                     for i in range(200 * SECONDS)]
@@ -98,6 +99,13 @@ class HiddenLimits(lib.Case):
         self.overload(mta.Postfix(process_limit=20, per_client=15),
                       mta.Exim(accept_max=10, per_host=8),
                       mta.OpenSmtpd(descriptors=32), workers=1)
+
+    def test_over_kept_connections(self):
+        proxy = self.overload(
+            mta.Postfix(process_limit=20, per_client=15),
+            mta.Exim(accept_max=10), mta.OpenSmtpd(descriptors=32),
+            reuse="on")
+        self.assertGreater(proxy.info()["reused"], 100)
 
 
 class Learned(lib.Case):
