@@ -836,6 +836,7 @@ enum lesson {
 	LESSON_GONE, /* no verdict on slots, and no connection */
 	LESSON_MAYBE,
 	LESSON_BUSY,
+	LESSON_SILENT, /* no greeting beside those that it has greeted */
 	LESSON_CAP,
 	LESSON_COOL, /* not about slots, but short of resources */
 };
@@ -856,7 +857,7 @@ static enum lesson lesson_of_failure(const struct backend *b,
 		return LESSON_GONE;
 	case BALANCER_TIMEOUT: /* down, or its backlog is full */
 	case BALANCER_SILENT:
-		return dead ? LESSON_GONE : LESSON_BUSY;
+		return dead ? LESSON_GONE : LESSON_SILENT;
 	case BALANCER_CLOSED:
 		return dead ? LESSON_GONE : LESSON_MAYBE;
 	case BALANCER_REPLIED:
@@ -923,6 +924,9 @@ static void learn(struct backend *b, struct balancer_slot *slot,
 		break;
 	case LESSON_MAYBE:
 		phase = limit_maybe(l, &limits, phase, now_ms, random);
+		break;
+	case LESSON_SILENT:
+		phase = limit_silent(l, &limits, phase, now_ms, random);
 		break;
 	case LESSON_BUSY:
 	case LESSON_CAP:
@@ -1296,7 +1300,7 @@ static enum lesson lesson_of_probe(const struct backend *b,
 		return LESSON_NONE;
 	if (report->outcome == PROBE_SILENT ||
 	    report->outcome == PROBE_CONNECT_TIMEOUT)
-		return LESSON_BUSY;
+		return LESSON_SILENT;
 	return report->outcome == PROBE_CLOSED_EARLY ? LESSON_MAYBE
 						     : LESSON_NONE;
 }

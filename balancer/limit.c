@@ -13,6 +13,7 @@ static const struct words event_words[] = { LIMIT_EVENTS(LIMIT_WORDS) };
 
 #define CUT         0.9  /* of a refusal that is not believed yet */
 #define COOL        0.7  /* of a shortage of resources */
+#define SLOW_BACK   0.1  /* of the limit, a second, after late greetings */
 #define FORGIVEN    1e-9 /* a limit that is almost a whole number, is one */
 #define ALARM_SHARE 0.1
 
@@ -382,11 +383,31 @@ static void probe_accepted(struct limit *l, const struct limit_policy *policy)
 	/* At the wall: only going past it is news. */
 }
 
+/*
+ * A late greeting took some of what a refusal had measured: when it greets
+ * quickly again, that comes back a tenth a second, and needs no probes.  All
+ * of a host may have been late, ourselves among them.
+ */
+static void recover(struct limit *l, int64_t now_ms)
+{
+	if (!l->slowed || !is_due(l, now_ms))
+		return;
+	if (l->l < l->measured) {
+		double to = l->l + greater(1, SLOW_BACK * l->l);
+
+		move(l, lesser(to, l->measured), LIMIT_RECOVERED, now_ms);
+		l->wall = greater(l->wall, l->l);
+		l->last_cut_ms = now_ms;
+	}
+	l->slowed = l->l < l->measured;
+}
+
 static void accepted(struct limit *l, const struct limit_policy *policy,
 		     bool probe, int64_t now_ms)
 {
 	l->accepted++;
 	l->strikes = 0;
+	recover(l, now_ms);
 	if ((double)l->n > l->l && l->l < l->ceiling)
 		move(l, l->n, LIMIT_GREW, now_ms);
 	if (probe)
@@ -408,8 +429,10 @@ static void slow(struct limit *l, const struct limit_policy *policy, bool probe,
 	double to = lesser(l->l, greater(l->n - 1, CUT * l->l));
 
 	l->last_cut_ms = now_ms;
-	if (to < l->l)
+	if (to < l->l) {
 		move(l, to, LIMIT_SLOW, now_ms);
+		l->slowed = true;
+	}
 	l->wall = greater(l->l, (l->wall + l->l) / 2);
 }
 
@@ -485,6 +508,8 @@ enum limit_phase limit_busy(struct limit *l, const struct limit_policy *policy,
 		note_attempt(l, now_ms);
 	doubt(l, now_ms);
 	l->refused++;
+	l->measured = l->n;
+	l->slowed = false;
 	if (l->strikes < LIMIT_STRIKES)
 		l->strikes = at_once ? LIMIT_STRIKES : l->strikes + 1;
 	l->burst = 1;
@@ -504,6 +529,16 @@ enum limit_phase limit_busy(struct limit *l, const struct limit_policy *policy,
 	if (l->shut)
 		postpone(l, policy, now_ms, random);
 	return LIMIT_OUT;
+}
+
+enum limit_phase limit_silent(struct limit *l,
+			      const struct limit_policy *policy,
+			      enum limit_phase phase, int64_t now_ms,
+			      uint64_t random)
+{
+	phase = limit_busy(l, policy, phase, false, now_ms, random);
+	l->measured = 0;
+	return phase;
 }
 
 enum limit_phase limit_gone(struct limit *l, enum limit_phase phase)
@@ -560,6 +595,7 @@ void limit_return(struct limit *l, const struct limit_policy *policy,
 	l->burst = 1;
 	l->strikes = 0;
 	l->shut = false;
+	l->slowed = false;
 	l->back_ms = policy->retry_ms;
 	l->next_probe_ms = now_ms;
 	move(l, l->l / 4, LIMIT_RETURNED, now_ms);

@@ -47,6 +47,8 @@ struct limit_policy limit_policy_default(void);
 	EVENT(PROBE_REFUSED, probe_refused,                                    \
 	      "it refused one above the limit: that is its size")              \
 	EVENT(SLOW, slow, "it greeted late, as one that queues")               \
+	EVENT(RECOVERED, recovered,                                            \
+	      "quick again after late greetings: back to what it had")         \
 	EVENT(COOLED, cooled, "short of resources at MAIL or after a body")    \
 	EVENT(RETURNED, returned, "back in service: a quarter of what it had") \
 	EVENT(CEILING, ceiling, "max_sessions was set")
@@ -91,6 +93,8 @@ struct limit {
 	int64_t last_cool_ms;
 	double cool_from;    /* l before the last cooldown; 0: it moved since */
 	unsigned cool_votes; /* for that cooldown, not taken back */
+	double measured;     /* n at the last refusal; 0: none yet */
+	bool slowed;         /* below that, for late greetings */
 	bool shut; /* had none of ours when it refused LIMIT_STRIKES in a row */
 	bool half; /* one half-weight refusal is noted */
 
@@ -161,6 +165,11 @@ enum limit_phase limit_greeted(struct limit *l,
 enum limit_phase limit_busy(struct limit *l, const struct limit_policy *policy,
 			    enum limit_phase phase, bool at_once,
 			    int64_t now_ms, uint64_t random);
+/* As busy, by silence: a queue, that says little of how many it takes. */
+enum limit_phase limit_silent(struct limit *l,
+			      const struct limit_policy *policy,
+			      enum limit_phase phase, int64_t now_ms,
+			      uint64_t random);
 enum limit_phase limit_maybe(struct limit *l, const struct limit_policy *policy,
 			     enum limit_phase phase, int64_t now_ms,
 			     uint64_t random);

@@ -687,6 +687,71 @@ static void slow_is_by_what_is_usual(void **state)
 	}
 }
 
+/* One greeting, at that time. */
+static void greets(struct limit *l, int64_t ms, int64_t now_ms)
+{
+	enum limit_phase phase = limit_dispatched(l, false);
+
+	(void)limit_greeted(l, &policy, phase, ms, now_ms, RANDOM);
+	l->n--;
+}
+
+static void what_was_measured_comes_back_after_late_greetings(void **state)
+{
+	struct limit l;
+	int64_t now = NOW;
+
+	(void)state;
+	limit_begin(&l, &policy, LIMIT_MAX, 0);
+	for (unsigned k = 0; k < 50; k++)
+		limit_seed(&l, 20, now);
+	l.l = 20;
+	l.n = 20;
+	(void)limit_busy(&l, &policy, limit_dispatched(&l, true), false, now,
+			 RANDOM);
+	l.n = 15;
+	for (unsigned k = 0; k < 3; k++) {
+		now += LIMIT_EPOCH_MS;
+		greets(&l, 500, now);
+	}
+	assert_true(l.l < 20);
+	assert_int_equal(l.last, LIMIT_SLOW);
+	/* A tenth a second, and no more than the refusal said. */
+	greets(&l, 20, now);
+	assert_true(l.l < 20);
+	for (unsigned k = 0; k < 5; k++) {
+		now += LIMIT_EPOCH_MS;
+		greets(&l, 20, now);
+	}
+	assert_near(l.l, 20);
+	assert_int_equal(l.last, LIMIT_RECOVERED);
+}
+
+static void without_a_refusal_late_greetings_are_the_limit(void **state)
+{
+	struct limit l;
+	int64_t now = NOW;
+
+	(void)state;
+	limit_begin(&l, &policy, LIMIT_MAX, 0);
+	for (unsigned k = 0; k < 50; k++)
+		limit_seed(&l, 20, now);
+	l.l = 20;
+	l.n = 20;
+	(void)limit_silent(&l, &policy, limit_dispatched(&l, true), now,
+			   RANDOM);
+	l.n = 15;
+	greets(&l, 500, now + LIMIT_EPOCH_MS);
+
+	double limit = l.l;
+
+	assert_true(limit < 20);
+	l.n = 10;
+	for (unsigned k = 2; k < 9; k++)
+		greets(&l, 20, now + k * LIMIT_EPOCH_MS);
+	assert_near(l.l, limit);
+}
+
 static void a_time_that_says_nothing_teaches_nothing(void **state)
 {
 	struct limit l;
@@ -924,6 +989,10 @@ int main(void)
 		cmocka_unit_test(the_limit_never_passes_the_ceiling),
 		cmocka_unit_test(without_a_baseline_nothing_is_slow),
 		cmocka_unit_test(slow_is_by_what_is_usual),
+		cmocka_unit_test(
+			what_was_measured_comes_back_after_late_greetings),
+		cmocka_unit_test(
+			without_a_refusal_late_greetings_are_the_limit),
 		cmocka_unit_test(a_time_that_says_nothing_teaches_nothing),
 		cmocka_unit_test(
 			the_baseline_is_the_tenth_percentile_of_ten_minutes),

@@ -304,8 +304,12 @@ static void was_refused(struct model *m, struct attempt *a)
 	struct node *node = &m->nodes[a->node];
 
 	m->refused += m->now >= m->measured_from;
-	a->phase = limit_busy(&node->limit, &policy, a->phase, false,
-			      m->now / 1000, draw(m));
+	if (m->scenario->silent)
+		a->phase = limit_silent(&node->limit, &policy, a->phase,
+					m->now / 1000, draw(m));
+	else
+		a->phase = limit_busy(&node->limit, &policy, a->phase, false,
+				      m->now / 1000, draw(m));
 	node->waiting++;
 }
 
