@@ -335,12 +335,13 @@ static void check_loops(struct config_reading *r)
 				? NULL
 				: config_find_loop(c, &b->address, false);
 
-		if (l != NULL)
+		if (l != NULL) {
 			complain_at(r, r->address[i].line,
 				    "address of [backend %s] is where "
 				    "[listener %s] listens: mail would go in "
 				    "circles",
 				    b->name, l->name);
+		}
 	}
 }
 
