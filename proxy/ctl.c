@@ -111,19 +111,20 @@ static size_t find_end(const struct ctl_answer *a, unsigned count)
  */
 static void complain_of_silence(int error)
 {
-	if (error == EAGAIN)
+	if (error == EAGAIN) {
 		(void)fprintf(stderr,
 			      "weirctl: no answer in %d s: weir is stopped or "
 			      "overloaded\n",
 			      WAIT_S);
-	else if (error == 0 || error == ECONNRESET)
+	} else if (error == 0 || error == ECONNRESET) {
 		(void)fprintf(stderr,
 			      "weirctl: weir closed the connection: too many "
 			      "operators are connected, or weir is ending; try "
 			      "again, or end other weirctl\n");
-	else
+	} else {
 		(void)fprintf(stderr, "weirctl: no answer: %s\n",
 			      strerror(error));
+	}
 }
 
 /* Read so many answers, or to the end of the stream.  False: complained. */

@@ -275,13 +275,14 @@ static void set_backend(struct worker *w, const struct control_order *order,
 		return;
 	case CONTROL_SET_MAX_SESSIONS:
 		backend_set_max_sessions(b, order->number);
-		if (order->number == LIMIT_MAX)
+		if (order->number == LIMIT_MAX) {
 			say(reply,
 			    "ok: %s may have as many sessions as it takes",
 			    b->name);
-		else
+		} else {
 			say(reply, "ok: %s may have %lu sessions", b->name,
 			    (unsigned long)order->number);
+		}
 		say(reply, ", has %lu\n",
 		    (unsigned long)backend_gauge(b, BACKEND_GAUGE_sessions,
 						 w->now_ms));
