@@ -172,7 +172,8 @@ class BeforeMail(Case):
         self.assertEqual(self.b.kept, [message.data])
 
     def test_a_busy_reply_nobody_can_hide_keeps_the_session(self):
-        self.farm(script(greeting=["421 4.3.2 too busy", CLOSE]))
+        self.farm(script(greeting=["421 4.3.2 too busy", CLOSE]),
+                  room={"wait": "1s"})
         self.b.play = self.a.play
         client = self.client()
         code, text = client.cmd("MAIL FROM:<x@sender.test>")
@@ -506,7 +507,7 @@ class Farm(Case):
     def test_all_down_and_back(self):
         self.a = self.start(backend.Backend())
         self.weir = self.start(weir.Weir(
-            [("a", self.a, {})], timeouts=SHORT,
+            [("a", self.a, {})], timeouts=SHORT, room={"wait": "1s"},
             farm={"linger": "0", "unavailable_after": "1s"},
             health={"interval": "200ms", "down_interval": "200ms",
                     "timeout": "1s", "rise": 1, "eject": "200ms",

@@ -23,7 +23,7 @@ import weir
 
 STRICT = os.environ.get("WEIR_E2E_STRICT") == "1"
 LEARNING = 10                       # seconds that are not counted
-SECONDS = 60 if STRICT else 25      # in all
+SECONDS = 60 if STRICT else 20      # in all
 BUSY = 0.95 if STRICT else 0.85     # of the farm's slots
 REFUSALS = 0.5 if STRICT else 1.0   # a second and backend
 HOLD = (0.3, 1.0)                   # seconds that a client holds a slot
