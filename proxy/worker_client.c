@@ -396,7 +396,7 @@ static bool tell(struct worker *w, struct client *c,
 		 const struct session_event *event)
 {
 	struct session_event ev = *event;
-	struct session_event next;
+	struct session_event next = { 0 };
 	bool progress = false;
 	bool moved = false;
 	bool more = true;
@@ -595,7 +595,7 @@ static void kill_for(struct worker *w, struct client *c,
 		     enum stats_close reason)
 {
 	struct session_event none = { .kind = SESSION_IN_OCTETS };
-	struct session_event next;
+	struct session_event next = { 0 };
 	bool moved, torn = c->starved;
 
 	c->starved = false;
