@@ -497,7 +497,7 @@ size_t hold_client_room(const struct worker *w, const struct client *c);
 void hold_body(struct worker *w, struct client *c, size_t len);
 void hold_rcpt(struct worker *w, struct client *c,
 	       const struct session_act *act);
-void hold_mark(struct worker *w, struct client *c, bool good);
+void hold_mark(struct client *c, bool good);
 void hold_replay(struct worker *w, struct client *c);
 void hold_send(struct worker *w, struct client *c, bool whole);
 void hold_trace(struct worker *w, struct client *c);

@@ -356,7 +356,7 @@ static bool perform(struct worker *w, struct client *c,
 			hold_body(w, c, act->len);
 			break;
 		case SESSION_DO_MARK:
-			hold_mark(w, c, act->good);
+			hold_mark(c, act->good);
 			break;
 		case SESSION_DO_REPLAY:
 			hold_replay(w, c);

@@ -90,13 +90,12 @@ static bool read_head(const struct hold_text *text, struct hold_place *place,
 	return true;
 }
 
-void hold_mark(struct worker *w, struct client *c, bool good)
+void hold_mark(struct client *c, bool good)
 {
 	size_t at = c->marked.done;
 	uint8_t mark;
 	size_t len;
 
-	(void)w;
 	if (c->session.unheld ||
 	    !read_head(&c->envelope, &c->marked, &len, &mark))
 		return;
