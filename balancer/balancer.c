@@ -568,21 +568,27 @@ void balancer_release(struct farm *farm, const struct balancer_slot *slot)
 	pthread_mutex_unlock(&b->mutex);
 }
 
+/* Is there one, in an emergency among the ejected?  Why not, of the others. */
+static enum balancer_verdict look(struct search *s)
+{
+	scan_all(s);
+
+	enum balancer_verdict why = why_none(s->tally);
+
+	if (s->best == NULL && is_emergency(s->farm)) {
+		s->emergency = true;
+		scan_all(s);
+	}
+	return s->best != NULL ? BALANCER_PICKED : why;
+}
+
 enum balancer_verdict balancer_foresee(struct farm *farm,
 				       const struct balancer_need *need,
 				       int64_t now_ms)
 {
 	struct search s = { .farm = farm, .need = need, .now_ms = now_ms };
 
-	scan_all(&s);
-
-	enum balancer_verdict why = why_none(s.tally);
-
-	if (s.best == NULL && is_emergency(farm)) {
-		s.emergency = true;
-		scan_all(&s);
-	}
-	return s.best != NULL ? BALANCER_PICKED : why;
+	return look(&s);
 }
 
 bool balancer_available(struct farm *farm, int64_t now_ms,
@@ -596,17 +602,8 @@ bool balancer_available(struct farm *farm, int64_t now_ms,
 		.above = true,
 	};
 
-	scan_all(&s);
-	enum balancer_verdict verdict = s.best != NULL ? BALANCER_PICKED
-						       : why_none(s.tally);
-
-	if (s.best == NULL && is_emergency(farm)) {
-		s.emergency = true;
-		scan_all(&s);
-		if (s.best != NULL)
-			verdict = BALANCER_PICKED;
-	}
-	int64_t since = note_room(farm, s.best != NULL, now_ms);
+	enum balancer_verdict verdict = look(&s);
+	int64_t since = note_room(farm, verdict == BALANCER_PICKED, now_ms);
 
 	if (why != NULL)
 		*why = verdict;

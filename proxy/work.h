@@ -436,6 +436,9 @@ void server_timer(struct worker *w, struct server *v);
 bool bind_client(struct worker *w, struct client *c,
 		 struct session_event *event);
 
+/* The event that tells that none could be had. */
+extern const struct session_event bind_none;
+
 /* The event that tells of a connection that is ready. */
 struct session_event bind_event(struct worker *w, struct client *c,
 				const struct server *v, bool reused);

@@ -178,6 +178,12 @@ struct server *bind_find_kept(struct worker *w,
 
 /* ---- a client gets one ---- */
 
+const struct session_event bind_none = {
+	.kind = SESSION_IN_UNBOUND,
+	.stage = BUSY_STAGE_TCP,
+	.class = BUSY_BUSY,
+};
+
 struct session_event bind_event(struct worker *w, struct client *c,
 				const struct server *v, bool reused)
 {
@@ -224,9 +230,7 @@ bool bind_slot(struct worker *w, struct client *c,
 	struct server *v = server_new(w);
 	int result;
 
-	*event = (struct session_event){ .kind = SESSION_IN_UNBOUND,
-					 .stage = BUSY_STAGE_TCP,
-					 .class = BUSY_BUSY };
+	*event = bind_none;
 	if (v == NULL) {
 		balancer_release(w->weir->farm, slot);
 		return false;
@@ -294,9 +298,7 @@ bool bind_client(struct worker *w, struct client *c,
 	struct balancer_slot slot;
 	enum balancer_verdict verdict;
 
-	*event = (struct session_event){ .kind = SESSION_IN_UNBOUND,
-					 .stage = BUSY_STAGE_TCP,
-					 .class = BUSY_BUSY };
+	*event = bind_none;
 	c->need.ext = c->session.need;
 	c->need.size = c->session.size_said;
 	if (v != NULL && still_good(w, v, c)) {

@@ -1034,9 +1034,6 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 void client_timer(struct worker *w, struct client *c)
 {
 	const struct session_event timeout = { .kind = SESSION_IN_TIMEOUT };
-	const struct session_event late = { .kind = SESSION_IN_UNBOUND,
-					    .stage = BUSY_STAGE_TCP,
-					    .class = BUSY_BUSY };
 	bool stuck = c->socket != 0 && !c->ending && is_sending(w, c) &&
 		     w->now_ms >= stuck_ms(w, c);
 
@@ -1047,7 +1044,7 @@ void client_timer(struct worker *w, struct client *c)
 		refuse_header(w, c);
 	} else if (w->now_ms >= room_wait_ends(w, c)) {
 		room_give_up(w, c);
-		client_tell(w, c, &late);
+		client_tell(w, c, &bind_none);
 	} else if (w->now_ms >= c->session.deadline_ms &&
 		   (c->in.first == NULL ||
 		    !session_defer(&c->session, &w->env))) {
