@@ -426,37 +426,41 @@ def measure(options):
                              for m in METRICS} for a, b, _ in PAIRS},
         idle_clients=bench.idle, load_average_after=os.getloadavg()[0],
         passed=bench.passed, failures=bench.failures)
+    show(facts)
     return facts
 
 
-def main():
+def run(options, take):
+    """Measure and show by take(options); write the facts down.  The status."""
     sys.stdout.reconfigure(line_buffering=True)
-    options = arguments()
     farm.stop_when_told()
     try:
-        facts = measure(options)
+        facts = take(options)
     except farm.Trouble as trouble:
         print(f"bench: {trouble}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, farm.Stopped):
         print("stopped", file=sys.stderr)
         return 1
-    values = {name: m["values"] for name, m in facts["metrics"].items()}
-    print_values(values, METRICS)
-    print("\nlog lines a session: " +
-          ", ".join(f"{name} {lines:.2f}" for name, lines in
-                    facts["log_lines_a_session"].items()) +
-          f"; idle clients: {facts['idle_clients']}; load average now "
-          f"{facts['load_average_after']:.1f}")
-    print_ratios(values)
     if options.json:
         with open(options.json, "w", encoding="ascii") as file:
             json.dump(facts, file, indent=1)
             file.write("\n")
     print(f"\nmessages acknowledged = messages stored, by hash: "
-          f"{facts['passed']} passed, {len(facts['failures'])} failed")
+          f"{facts['passed']} passed, {len(facts['failures'])} failed; load "
+          f"average now {facts['load_average_after']:.1f}")
     return 1 if facts["failures"] else 0
 
 
+def show(facts):
+    values = {name: m["values"] for name, m in facts["metrics"].items()}
+    print_values(values, METRICS)
+    print("\nlog lines a session: " +
+          ", ".join(f"{name} {lines:.2f}" for name, lines in
+                    facts["log_lines_a_session"].items()) +
+          f"; idle clients: {facts['idle_clients']}")
+    print_ratios(values)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(arguments(), measure))

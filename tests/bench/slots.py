@@ -11,7 +11,6 @@ acknowledged arrived, once and unchanged, through every proxy.
 
 import argparse
 import datetime
-import json
 import os
 import shutil
 import sys
@@ -502,27 +501,5 @@ def measure(options):
     return facts
 
 
-def main():
-    sys.stdout.reconfigure(line_buffering=True)
-    options = arguments()
-    farm.stop_when_told()
-    try:
-        facts = measure(options)
-    except farm.Trouble as trouble:
-        print(f"bench: {trouble}", file=sys.stderr)
-        return 1
-    except (KeyboardInterrupt, farm.Stopped):
-        print("stopped", file=sys.stderr)
-        return 1
-    if options.json:
-        with open(options.json, "w", encoding="ascii") as file:
-            json.dump(facts, file, indent=1)
-            file.write("\n")
-    print(f"\nmessages acknowledged = messages stored, by hash: "
-          f"{facts['passed']} passed, {len(facts['failures'])} failed; load "
-          f"average now {facts['load_average_after']:.1f}")
-    return 1 if facts["failures"] else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run.run(arguments(), measure))
