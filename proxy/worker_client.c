@@ -316,6 +316,8 @@ static bool seek(struct worker *w, struct client *c, struct session_event *next)
 	c->replaying = c->sending = false;
 	c->reply_len = 0;
 	c->backend[0] = '\0';
+	/* A kept connection that had come to its end was no try, and its
+	 * backend may be the only one. */
 	if (s->afresh || s->message.tries <= 1)
 		c->need.tried_count = 0;
 	return bind_client(w, c, next);
