@@ -159,9 +159,15 @@ int io_listen(struct io *io, const struct sockaddr *addr, unsigned mode,
  * Connect, from source if that is not NULL.  IO_CONNECTED tells the outcome;
  * a deadline is the caller's business.  Returns 0 and the handle, or -errno
  * when not even a socket could be had.
+ *
+ * transparent: source may be an address that is none of this machine's; it is
+ * of addr's family (-EAFNOSUPPORT if not), and its port is not looked at: the
+ * kernel chooses one.  -EPERM: it takes CAP_NET_ADMIN.  What the peer answers
+ * must be routed back to this machine, or the connect times out.
  */
 int io_connect(struct io *io, const struct sockaddr *addr,
-	       const struct sockaddr *source, void *owner, io_handle *socket);
+	       const struct sockaddr *source, bool transparent, void *owner,
+	       io_handle *socket);
 
 /* Whom events of this socket are for.  An accepted one starts without. */
 void io_adopt(struct io *io, io_handle socket, void *owner);

@@ -211,11 +211,13 @@ int io_listen(struct io *io, const struct sockaddr *addr, unsigned mode,
 }
 
 int io_connect(struct io *io, const struct sockaddr *addr,
-	       const struct sockaddr *source, void *owner, io_handle *socket)
+	       const struct sockaddr *source, bool transparent, void *owner,
+	       io_handle *socket)
 {
 	assert(addr != NULL);
+	assert(source != NULL || !transparent);
 	assert(socket != NULL);
-	int fd = ring_socket_connect(addr, source);
+	int fd = ring_socket_connect(addr, source, transparent);
 
 	if (fd < 0)
 		return fd;

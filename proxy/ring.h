@@ -282,7 +282,7 @@ void *ring_map(size_t size);
 /* All return a descriptor, or -errno. */
 int ring_socket_listen(const struct sockaddr *addr, unsigned mode);
 int ring_socket_connect(const struct sockaddr *addr,
-			const struct sockaddr *source);
+			const struct sockaddr *source, bool transparent);
 
 /* The octets of an address of this family; 0: a family we do not know. */
 socklen_t ring_socket_len(const struct sockaddr *addr);

@@ -198,8 +198,44 @@ int ring_socket_listen(const struct sockaddr *addr, unsigned mode)
 	return listen_unix(&path, mode);
 }
 
-int ring_socket_connect(const struct sockaddr *addr,
+/* May the socket be bound to an address of somebody else?  0 or -errno. */
+static int set_transparent(int fd, const struct sockaddr *addr)
+{
+	if (addr->sa_family == AF_INET)
+		return set_option(fd, IPPROTO_IP, IP_TRANSPARENT, 1);
+	if (addr->sa_family == AF_INET6)
+		return set_option(fd, IPPROTO_IPV6, IPV6_TRANSPARENT, 1);
+	return -EAFNOSUPPORT;
+}
+
+/* The address, with a port that the kernel chooses. */
+static int bind_any_port(int fd, const struct sockaddr *addr)
+{
+	struct sockaddr_in in;
+	struct sockaddr_in6 in6;
+
+	if (addr->sa_family == AF_INET) {
+		memcpy(&in, addr, sizeof(in));
+		in.sin_port = 0;
+		return bind_to(fd, (const struct sockaddr *)&in);
+	}
+	memcpy(&in6, addr, sizeof(in6));
+	in6.sin6_port = 0;
+	return bind_to(fd, (const struct sockaddr *)&in6);
+}
+
+static int bind_foreign(int fd, const struct sockaddr *addr,
 			const struct sockaddr *source)
+{
+	int r = set_transparent(fd, addr);
+
+	if (r == 0 && source->sa_family != addr->sa_family)
+		r = -EAFNOSUPPORT;
+	return r == 0 ? bind_any_port(fd, source) : r;
+}
+
+int ring_socket_connect(const struct sockaddr *addr,
+			const struct sockaddr *source, bool transparent)
 {
 	int fd = make(addr);
 	int r = 0;
@@ -214,7 +250,9 @@ int ring_socket_connect(const struct sockaddr *addr,
 		return fd_or_error(fd, r);
 	/* The port is chosen at the connect, by both ends' addresses. */
 	r = set_option(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
-	if (r == 0)
+	if (r == 0 && transparent)
+		r = bind_foreign(fd, addr, source);
+	else if (r == 0)
 		r = bind_to(fd, source);
 	return fd_or_error(fd, r);
 }

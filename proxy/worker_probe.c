@@ -169,7 +169,7 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 	if (b->source_len > 0)
 		source = (const struct sockaddr *)&b->source;
 	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
-			    &p->work, &p->socket);
+			    false, &p->work, &p->socket);
 	if (result < 0) {
 		const struct probe_event failed = not_connected(
 			-result, work_is_shortage(-result));

@@ -614,7 +614,7 @@ int server_connect(struct worker *w, struct server *v, struct client *c)
 	if (atomic_load(&w->weir->sockets) > w->weir->sockets_max)
 		return -EMFILE;
 	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
-			    &v->work, &v->socket);
+			    false, &v->work, &v->socket);
 	if (result < 0)
 		return result;
 	stats_add(&w->stats->backend_connects, 1);

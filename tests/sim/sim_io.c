@@ -538,8 +538,12 @@ int io_listen(struct io *io, const struct sockaddr *addr, unsigned mode,
 }
 
 int io_connect(struct io *io, const struct sockaddr *addr,
-	       const struct sockaddr *source, void *owner, io_handle *socket)
+	       const struct sockaddr *source, bool transparent, void *owner,
+	       io_handle *socket)
 {
+	assert(source != NULL || !transparent);
+	if (transparent && source->sa_family != addr->sa_family)
+		return -EAFNOSUPPORT;
 	if (sim_chance(io->sim, sim_faults(io->sim)->connect_error))
 		return -EADDRNOTAVAIL;
 	struct sock *s = sock_new(io, SOCK_CONNECTING, owner);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <netinet/in.h>
@@ -279,7 +280,7 @@ static void both_ends_talk_and_know_each_other(void **state)
 
 		source.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 7);
 		assert_int_equal(io_connect(io, name(&addr), name(&source),
-					    &owner[1], &client),
+					    false, &owner[1], &client),
 				 0);
 		struct io_event event = next(io);
 		struct io_event other = next(io);
@@ -628,7 +629,8 @@ static void a_refused_connect_is_told(void **state)
 		io_close(io, listener);
 		expect(io, IO_CLOSED, listener);
 		assert_int_equal(
-			io_connect(io, name(&addr), NULL, NULL, &client), 0);
+			io_connect(io, name(&addr), NULL, false, NULL, &client),
+			0);
 		struct io_event event = expect(io, IO_CONNECTED, client);
 
 		assert_int_equal(event.result, -ECONNREFUSED);
@@ -814,8 +816,8 @@ static void a_connect_under_way_can_be_given_up(void **state)
 		io_handle sockets[3];
 
 		for (int i = 0; i < 3; i++) {
-			assert_int_equal(io_connect(io, name(&addr), NULL, NULL,
-						    &sockets[i]),
+			assert_int_equal(io_connect(io, name(&addr), NULL,
+						    false, NULL, &sockets[i]),
 					 0);
 			if (i < 2)
 				expect_silence(io);
@@ -1105,8 +1107,9 @@ static void one_socket_too_many_is_closed_and_told(void **state)
 		assert_int_equal(raw_drain(raws[2]), 0);
 		io_handle none = 0;
 
-		assert_int_equal(io_connect(io, name(&addr), NULL, NULL, &none),
-				 -ENFILE);
+		assert_int_equal(
+			io_connect(io, name(&addr), NULL, false, NULL, &none),
+			-ENFILE);
 		close_both(io, first, raws[0]);
 		assert_int_equal(close(raws[2]), 0);
 		raws[2] = raw_connect(&addr);
@@ -1428,7 +1431,7 @@ static void a_stream_goes_over(struct io *io, const struct sockaddr *addr,
 {
 	io_handle client = 0;
 
-	assert_int_equal(io_connect(io, addr, NULL, NULL, &client), 0);
+	assert_int_equal(io_connect(io, addr, NULL, false, NULL, &client), 0);
 	struct io_event one = next(io);
 	struct io_event two = next(io);
 
@@ -1502,13 +1505,69 @@ static void an_address_we_do_not_have_is_refused(void **state)
 	nowhere.sin_addr.s_addr = htonl(0xc0000201); /* 192.0.2.1, RFC 5737 */
 	assert_int_equal(io_listen(io, name(&nowhere), 0, NULL, &handle),
 			 -EADDRNOTAVAIL);
-	assert_int_equal(
-		io_connect(io, name(&there), name(&nowhere), NULL, &handle),
-		-EADDRNOTAVAIL);
+	assert_int_equal(io_connect(io, name(&there), name(&nowhere), false,
+				    NULL, &handle),
+			 -EADDRNOTAVAIL);
 	assert_int_equal(io_listen(io, &strange, 0, NULL, &handle),
 			 -EAFNOSUPPORT);
-	assert_int_equal(io_connect(io, &strange, NULL, NULL, &handle),
+	assert_int_equal(io_connect(io, &strange, NULL, false, NULL, &handle),
 			 -EAFNOSUPPORT);
+	close_io(io);
+}
+
+/* Take these capabilities away, or bring them back; which were there. */
+static uint32_t set_capabilities(uint32_t effective)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3,
+	};
+	struct __user_cap_data_struct data[2];
+
+	assert_int_equal(syscall(SYS_capget, &header, data), 0);
+	uint32_t before = data[0].effective;
+
+	data[0].effective = effective & data[0].permitted;
+	assert_int_equal(syscall(SYS_capset, &header, data), 0);
+	return before;
+}
+
+static void another_ones_address_takes_a_capability(void **state)
+{
+	struct io *io = open_io(&ways[0], &standard_config);
+	struct sockaddr_in there = loopback(2525);
+	struct sockaddr_in other = loopback(2526);
+	struct sockaddr_in6 six = { .sin6_family = AF_INET6 };
+	const struct sockaddr *strange = (const struct sockaddr *)&six;
+	const uint32_t enough = 1U << CAP_NET_ADMIN | 1U << CAP_NET_RAW;
+	io_handle handle = 0;
+
+	(void)state;
+	other.sin_addr.s_addr = htonl(0xc0000201); /* 192.0.2.1, RFC 5737 */
+	uint32_t all = set_capabilities(0);
+
+	assert_int_equal(
+		io_connect(io, name(&there), name(&other), true, NULL, &handle),
+		-EPERM);
+	(void)set_capabilities(all);
+	if (all & enough) {
+		struct sockaddr_in from;
+
+		assert_int_equal(io_connect(io, name(&there), strange, true,
+					    NULL, &handle),
+				 -EAFNOSUPPORT);
+		assert_int_equal(io_connect(io, name(&there), name(&other),
+					    true, NULL, &handle),
+				 0);
+		socklen_t len = sizeof(from);
+
+		assert_int_equal(getsockname(fd_of(io, handle),
+					     (struct sockaddr *)&from, &len),
+				 0);
+		assert_int_equal(from.sin_addr.s_addr, other.sin_addr.s_addr);
+		assert_int_equal(from.sin_port, 0);
+		io_close(io, handle);
+		expect(io, IO_CLOSED, handle);
+	}
 	close_io(io);
 }
 
@@ -1747,6 +1806,7 @@ int main(void)
 		cmocka_unit_test(ipv6_is_spoken_and_leaves_ipv4_alone),
 		cmocka_unit_test(two_workers_listen_on_one_port),
 		cmocka_unit_test(an_address_we_do_not_have_is_refused),
+		cmocka_unit_test(another_ones_address_takes_a_capability),
 		cmocka_unit_test(a_unix_listener_takes_over_stale_names_only),
 		cmocka_unit_test(freeing_closes_all_whatever_is_under_way),
 		cmocka_unit_test(each_reason_is_said_with_its_remedy),

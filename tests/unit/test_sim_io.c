@@ -326,7 +326,8 @@ static void a_connect_to_nobody_is_refused(void **state)
 
 	(void)state;
 	echo_open(&e, 3, &calm);
-	assert_int_equal(io_connect(e.io, &addr.sa, NULL, &e, &socket), 0);
+	assert_int_equal(io_connect(e.io, &addr.sa, NULL, false, &e, &socket),
+			 0);
 	for (unsigned i = 0; i < 100 && ev.kind != IO_CONNECTED; i++) {
 		sim_pass(e.sim, sim_now_us(e.sim) + SIM_MS);
 		io_wait(e.io, INT64_MAX);
