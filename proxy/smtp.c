@@ -1316,3 +1316,151 @@ size_t smtp_body_scan(struct smtp_body *b, const void *buf, size_t len)
 	b->octets += taken;
 	return taken;
 }
+
+/* ---- bodies without their dots ---- */
+
+void smtp_undot_begin(struct smtp_undot *u)
+{
+	assert(u != NULL);
+	*u = (struct smtp_undot){ .state = BODY_BOL };
+}
+
+/*
+ * From p, where no dot began the line, to the next dot that begins one, or to
+ * the end.  A line begins behind CRLF and nowhere else.
+ */
+static const char *undot_text(struct smtp_undot *u, const char *p,
+			      const char *end)
+{
+	uint64_t bol = u->state == BODY_BOL;
+	uint64_t after_cr = u->state == BODY_CR;
+
+	u->state = BODY_BOL;
+	for (; end - p >= BLOCK; p += BLOCK) {
+		const struct marks m = mark(p);
+		uint64_t ends = (m.cr << 1 | after_cr) & m.lf;
+		uint64_t dots = (ends << 1 | bol) & m.dot;
+
+		if (dots != 0)
+			return p + __builtin_ctzll(dots);
+		after_cr = m.cr >> (BLOCK - 1);
+		bol = ends >> (BLOCK - 1);
+	}
+	for (; p < end; p++) {
+		if (bol && *p == '.')
+			return p;
+		bol = after_cr && *p == '\n';
+		after_cr = *p == '\r';
+	}
+	if (!bol)
+		u->state = after_cr ? BODY_CR : BODY_TEXT;
+	return end;
+}
+
+/*
+ * One octet of *rest behind a dot that began a line.  Returns what is passed
+ * for it now: nothing, or the CR before it, which then ends nothing.
+ */
+static struct span undot_dot(struct smtp_undot *u, struct span *rest)
+{
+	struct span none = { rest->at, 0 };
+	char c = rest->at[0];
+
+	if (u->state == BODY_DOT && c != '\r') {
+		u->state = BODY_TEXT;
+		return none;
+	}
+	if (u->state == BODY_DOT_CR && c != '\n') {
+		u->state = BODY_TEXT;
+		return (struct span){ rest->at - 1, 1 };
+	}
+	u->ended = u->state == BODY_DOT_CR;
+	u->state = BODY_DOT_CR;
+	*rest = span_skip(*rest, 1);
+	return none;
+}
+
+/*
+ * The next stretch of *rest that is passed, cut off it together with what is
+ * dropped before; of no octets when *rest has none left, or the body ended.
+ * *stuffed counts the dots.  A CR that an earlier window held back must have
+ * been settled by undot_settle().
+ */
+static struct span undot_next(struct smtp_undot *u, struct span *rest,
+			      size_t *stuffed)
+{
+	struct span stretch = { rest->at, 0 };
+
+	while (rest->len > 0 && !u->ended && stretch.len == 0) {
+		if (u->state == BODY_DOT || u->state == BODY_DOT_CR) {
+			stretch = undot_dot(u, rest);
+			continue;
+		}
+
+		const char *stop = undot_text(u, rest->at,
+					      rest->at + rest->len);
+
+		stretch = (struct span){ rest->at, (size_t)(stop - rest->at) };
+		*rest = span_skip(*rest, stretch.len);
+		if (rest->len > 0) {
+			u->state = BODY_DOT;
+			*rest = span_skip(*rest, 1);
+			(*stuffed)++;
+		}
+	}
+	return stretch;
+}
+
+/* Whether the CR that was held back turns out to be one of the text. */
+static bool undot_settle(struct smtp_undot *u, struct span s)
+{
+	if (u->state != BODY_DOT_CR || s.len == 0 || s.at[0] == '\n')
+		return false;
+	u->state = BODY_TEXT;
+	return true;
+}
+
+struct smtp_reframed smtp_reframe(struct smtp_undot *u, const void *buf,
+				  size_t len)
+{
+	assert(buf != NULL || len == 0);
+	assert(!u->ended);
+
+	struct span rest = { buf, len };
+	struct smtp_reframed out = { .owes_cr = undot_settle(u, rest) };
+
+	out.octets = out.owes_cr ? 1 : 0;
+	for (;;) {
+		struct span stretch = undot_next(u, &rest, &out.stuffed);
+
+		if (stretch.len == 0)
+			break;
+		out.octets += stretch.len;
+	}
+	out.taken = len - rest.len;
+	out.ended = u->ended;
+	assert(out.octets + out.stuffed <= out.taken + out.owes_cr);
+	return out;
+}
+
+size_t smtp_undot(struct smtp_undot *u, void *buf, size_t len)
+{
+	assert(buf != NULL || len == 0);
+	assert(!u->ended);
+
+	struct span rest = { buf, len };
+	size_t kept = 0, stuffed = 0;
+
+	(void)undot_settle(u, rest);
+	for (;;) {
+		struct span stretch = undot_next(u, &rest, &stuffed);
+
+		if (stretch.len == 0)
+			break;
+		/* Most windows have no dot to leave out: nothing moves. */
+		if (stretch.at != (char *)buf + kept)
+			memmove((char *)buf + kept, stretch.at, stretch.len);
+		kept += stretch.len;
+	}
+	return kept;
+}

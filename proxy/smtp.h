@@ -347,6 +347,47 @@ void smtp_body_begin(struct smtp_body *b);
  */
 size_t smtp_body_scan(struct smtp_body *b, const void *buf, size_t len);
 
+/*
+ * A body of DATA on its way into counted chunks of BDAT (RFC 3030), where
+ * nothing in it can end it: without its end and without the dots that RFC
+ * 5321, section 4.5.2 stuffs lines with.  Bare CR, bare LF and NUL are octets
+ * like others, and begin or end no line.  Read freely.
+ *
+ * Two do the work, each with a struct of its own and over the same windows
+ * in the same order: smtp_reframe() counts, so that BDAT can be said, and
+ * smtp_undot() makes the octets.  A split never changes what comes out.
+ */
+struct smtp_undot {
+	uint8_t state; /* private */
+	bool ended;    /* CRLF.CRLF was seen; nothing more may be given */
+};
+
+/* Of one window. */
+struct smtp_reframed {
+	size_t taken;   /* octets of it that belong to the body; all, unless
+			   its end is among them: as smtp_body_scan() has it */
+	size_t octets;  /* that a chunk carries for it, an owed CR included;
+			   perhaps 0, and up to taken + 1 */
+	size_t stuffed; /* dots left out of it, the one of the end as well */
+	bool owes_cr;   /* a CR goes in front of the window's own octets: it
+			   was held back behind a dot that began a line, and
+			   what follows it now is no LF */
+	bool ended;     /* the body is whole: this chunk is the last */
+};
+
+/* Get ready for a body; before its first octet. */
+void smtp_undot_begin(struct smtp_undot *u);
+
+/* What becomes of buf[0..len); nothing is written. */
+struct smtp_reframed smtp_reframe(struct smtp_undot *u, const void *buf,
+				  size_t len);
+
+/*
+ * Move what is passed of buf[0..len) to its front, and return how many octets
+ * that is: .octets of smtp_reframe(), less the CR that is owed in front.
+ */
+size_t smtp_undot(struct smtp_undot *u, void *buf, size_t len);
+
 /* ---- our own words ---- */
 
 /* The EHLO keyword of one bit.  NUL-terminated, never NULL. */

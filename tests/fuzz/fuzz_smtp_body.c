@@ -67,6 +67,58 @@ static void scan(struct smtp_body *b, const char *text, size_t len,
 	}
 }
 
+/* The octets that a chunk must carry, the slow way.  Returns how many. */
+static size_t plain_undot(const char *text, size_t len, bool ended, char *out)
+{
+	size_t n = 0, stop = ended ? len - 3 : len;
+
+	for (size_t i = 0; i < stop; i++) {
+		bool bol = i == 0 ||
+			   (i >= 2 && memcmp(text + i - 2, "\r\n", 2) == 0);
+
+		if (!bol || text[i] != '.')
+			out[n++] = text[i];
+		else if (i + 2 == stop && !ended && text[i + 1] == '\r')
+			break; /* nobody knows yet what it is */
+	}
+	return n;
+}
+
+/* Counted and made by windows, the same must come out. */
+static void undot(const char *text, size_t len, size_t piece, const char *want,
+		  size_t want_len, size_t want_taken)
+{
+	struct smtp_undot counter, maker;
+	size_t at = 0, n = 0;
+
+	smtp_undot_begin(&counter);
+	smtp_undot_begin(&maker);
+	while (at < len && !counter.ended) {
+		size_t left = len - at < piece ? len - at : piece;
+		char *copy = malloc(left);
+
+		if (copy == NULL)
+			abort();
+		memcpy(copy, text + at, left);
+
+		struct smtp_reframed r = smtp_reframe(&counter, copy, left);
+		size_t kept = smtp_undot(&maker, copy, left);
+
+		assert(r.taken == left || r.ended);
+		assert(r.octets == kept + r.owes_cr);
+		assert(r.ended == maker.ended && r.ended == counter.ended);
+		assert(n + r.octets <= want_len);
+		assert(!r.owes_cr || want[n] == '\r');
+		n += r.owes_cr;
+		assert(memcmp(want + n, copy, kept) == 0);
+		n += kept;
+		at += r.taken;
+		free(copy);
+	}
+	assert(n == want_len);
+	assert(at == want_taken);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	if (size < 2)
@@ -76,9 +128,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	const char *text = (const char *)data + 1;
 	size_t len = size - 1;
 	const size_t pieces[] = { len, piece, 1 };
+	char *carried = malloc(len);
 	bool ended;
 	size_t want = plain_end(text, len, &ended);
 	unsigned flaws = plain_flaws(text, want);
+
+	if (carried == NULL)
+		abort();
+
+	size_t carried_len = plain_undot(text, want, ended, carried);
 
 	for (size_t i = 0; i < sizeof(pieces) / sizeof(pieces[0]); i++) {
 		struct smtp_body b;
@@ -87,6 +145,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		assert(b.ended == ended);
 		assert(b.octets == want);
 		assert(b.flaws == flaws);
+		undot(text, len, pieces[i], carried, carried_len, want);
 	}
+	free(carried);
 	return 0;
 }

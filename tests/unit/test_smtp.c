@@ -1164,6 +1164,216 @@ static void auth_line_of_4_kb_is_read(void **state)
 			 SMTP_VERB_AUTH);
 }
 
+/* ---- bodies without their dots ---- */
+
+enum { UNDOT_MAX = 600 };
+
+/*
+ * What a chunk must carry for text[0..len), the slow way: all of it at hand,
+ * by RFC 5321 section 4.5.2.  Returns octets; *taken is where the body stops.
+ */
+static size_t plain_undot(const char *text, size_t len, char *out,
+			  size_t *taken, bool *ended)
+{
+	size_t n = 0, stop;
+	unsigned flaws;
+
+	*taken = plain_body(text, len, ended, &flaws);
+	stop = *ended ? *taken - 3 : *taken;
+	for (size_t i = 0; i < stop; i++) {
+		bool bol = i == 0 ||
+			   (i >= 2 && memcmp(text + i - 2, "\r\n", 2) == 0);
+
+		if (!bol || text[i] != '.') {
+			out[n++] = text[i];
+			continue;
+		}
+		/* ".\r" last of all: nobody knows yet what it is */
+		if (i + 2 == stop && !*ended && text[i + 1] == '\r')
+			break;
+	}
+	return n;
+}
+
+/* Both workers over one window; true: the body ended in it. */
+static bool undot_window(struct smtp_undot *counter, struct smtp_undot *maker,
+			 const char *text, size_t len, char *out, size_t *n,
+			 size_t *at)
+{
+	char window[UNDOT_MAX];
+	struct smtp_reframed r = smtp_reframe(counter, text, len);
+
+	memcpy(window, text, len);
+
+	size_t kept = smtp_undot(maker, window, len);
+
+	assert_int_equal(r.octets, kept + r.owes_cr);
+	assert_int_equal(r.ended, counter->ended);
+	assert_int_equal(r.ended, maker->ended);
+	assert_true(r.taken == len || r.ended);
+	if (r.owes_cr)
+		out[(*n)++] = '\r';
+	memcpy(out + *n, window, kept);
+	*n += kept;
+	*at += r.taken;
+	return r.ended;
+}
+
+/* Whole, octet by octet, and in three pieces cut at every two places. */
+static void undot_check(const char *text, size_t len)
+{
+	char want[UNDOT_MAX], got[UNDOT_MAX + 1];
+	size_t taken;
+	bool ended;
+	size_t want_len = plain_undot(text, len, want, &taken, &ended);
+
+	assert_true(len <= UNDOT_MAX);
+	for (size_t first = 0; first <= len; first++) {
+		for (size_t second = first; second <= len + 1; second++) {
+			struct smtp_undot counter, maker;
+			size_t at = 0, n = 0;
+			bool done = false;
+
+			smtp_undot_begin(&counter);
+			smtp_undot_begin(&maker);
+			while (at < len && !done) {
+				size_t to = at < first    ? first
+					    : at < second ? second
+							  : len;
+
+				if (second > len)
+					to = at + 1;
+				if (to > len)
+					to = len;
+				done = undot_window(&counter, &maker, text + at,
+						    to - at, got, &n, &at);
+			}
+			assert_int_equal(done, ended);
+			assert_int_equal(at, taken);
+			assert_int_equal(n, want_len);
+			assert_memory_equal(got, want, n);
+		}
+	}
+}
+
+struct undot_case {
+	const char *about;
+	const char *body;
+	size_t body_len;
+	const char *want;
+	size_t want_len;
+	bool ended;
+};
+
+static const struct undot_case undots[] = {
+	{ "an empty message", S(".\r\n"), S(""), true },
+	{ "the end's CRLF is the last line's", S("a\r\n.\r\n"), S("a\r\n"),
+	  true },
+	{ "a stuffed dot goes, its line stays", S("a\r\n..\r\n.\r\n"),
+	  S("a\r\n.\r\n"), true },
+	{ "at the begin of the body as well", S("..a\r\n.\r\n"), S(".a\r\n"),
+	  true },
+	{ "one dot of a line goes, whatever follows", S(".a\r\n.\r\n"),
+	  S("a\r\n"), true },
+	{ "only the first", S("...\r\n.\r\n"), S("..\r\n"), true },
+	{ "a bare LF begins no line (V01)", S("a\n.\nb\r\n.\r\n"),
+	  S("a\n.\nb\r\n"), true },
+	{ "nor does a bare CR (V05)", S("a\r.\r\n.\r\n"), S("a\r.\r\n"), true },
+	{ "a dot before a bare LF goes, the LF stays (V03)",
+	  S("a\r\n.\nb\r\n.\r\n"), S("a\r\n\nb\r\n"), true },
+	{ "behind the dot a CR that ends nothing stays (V06)",
+	  S("a\r\n.\rb\r\n.\r\n"), S("a\r\n\rb\r\n"), true },
+	{ "and CR CR LF is a CR and a line end (V16)", S("a\r\n.\r\r\n.\r\n"),
+	  S("a\r\n\r\r\n"), true },
+	{ "a NUL between them is a NUL (V13)", S("a\r\n.\r\0\n.\r\n"),
+	  S("a\r\n\r\0\n.\r\n"), false },
+	{ "what follows the end is not the body's", S(".\r\nMAIL"), S(""),
+	  true },
+	{ "a dot at the very end goes", S("a\r\n."), S("a\r\n"), false },
+	{ "its CR waits", S("a\r\n.\r"), S("a\r\n"), false },
+	{ "no other CR does", S("a\r\na\r"), S("a\r\na\r"), false },
+};
+
+static void dots_are_taken_out_of_a_body_at_any_split(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < COUNT(undots); i++) {
+		const struct undot_case *c = &undots[i];
+		char want[UNDOT_MAX];
+		size_t taken;
+		bool ended;
+
+		print_message("  %s\n", c->about);
+		assert_int_equal(
+			plain_undot(c->body, c->body_len, want, &taken, &ended),
+			c->want_len);
+		assert_memory_equal(want, c->want, c->want_len);
+		assert_int_equal(ended, c->ended);
+		undot_check(c->body, c->body_len);
+	}
+}
+
+static void cr_behind_a_dot_is_owed_to_the_next_window(void **state)
+{
+	struct smtp_undot u;
+	struct smtp_reframed r;
+
+	(void)state;
+	smtp_undot_begin(&u);
+	r = smtp_reframe(&u, S("a\r\n.\r"));
+	assert_int_equal(r.taken, 5);
+	assert_int_equal(r.octets, 3);
+	assert_int_equal(r.stuffed, 1);
+	assert_false(r.owes_cr);
+	r = smtp_reframe(&u, S(""));
+	assert_int_equal(r.octets, 0);
+	assert_false(r.owes_cr);
+	r = smtp_reframe(&u, S("x"));
+	assert_int_equal(r.taken, 1);
+	assert_int_equal(r.octets, 2);
+	assert_true(r.owes_cr);
+	assert_false(r.ended);
+	r = smtp_reframe(&u, S("\r\n."));
+	assert_int_equal(r.octets, 2);
+	assert_int_equal(r.stuffed, 1);
+	assert_false(r.owes_cr);
+	(void)smtp_reframe(&u, S("\r"));
+	r = smtp_reframe(&u, S("\nQUIT"));
+	assert_int_equal(r.taken, 1);
+	assert_int_equal(r.octets, 0);
+	assert_false(r.owes_cr);
+	assert_true(r.ended);
+}
+
+/* Each at the places of a block where its octets meet a border. */
+static void smuggling_vectors_lose_their_dots_as_the_rfc_says(void **state)
+{
+	FILE *in = vectors_open();
+	struct vector v;
+	unsigned rows = 0;
+
+	(void)state;
+	while (vector_next(in, &v)) {
+		char text[256];
+
+		if (v.id[0] != 'V' || atol(v.id + 1) > 26)
+			continue;
+		print_message("  %s\n", v.id);
+		for (size_t before = 0; before <= 70; before++) {
+			/* all of a line, then what is cut off the block */
+			if (before > 4 && before < 56)
+				continue;
+			memset(text, 'x', sizeof(text));
+			memcpy(text + before, v.bytes, v.len);
+			memcpy(text + before + v.len, "y\r\n.\r\n", 6);
+			undot_check(text, before + v.len + 6);
+		}
+		rows++;
+	}
+	assert_int_equal(rows, 25);
+	assert_int_equal(fclose(in), 0);
+}
+
 /* Every text of six of the octets that matter, cut at every place. */
 static void every_short_body_is_read_as_the_rfc_reads_it(void **state)
 {
@@ -1183,6 +1393,7 @@ static void every_short_body_is_read_as_the_rfc_reads_it(void **state)
 			rest /= sizeof(octets);
 		}
 		body_check(text, LEN);
+		undot_check(text, LEN);
 	}
 }
 
@@ -1242,6 +1453,10 @@ int main(void)
 		cmocka_unit_test(
 			smuggling_vectors_of_commands_read_as_they_must),
 		cmocka_unit_test(auth_line_of_4_kb_is_read),
+		cmocka_unit_test(dots_are_taken_out_of_a_body_at_any_split),
+		cmocka_unit_test(cr_behind_a_dot_is_owed_to_the_next_window),
+		cmocka_unit_test(
+			smuggling_vectors_lose_their_dots_as_the_rfc_says),
 		cmocka_unit_test(every_short_body_is_read_as_the_rfc_reads_it),
 		cmocka_unit_test(body_of_one_line_of_a_million_octets_passes),
 	};
