@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "proxy/config_own.h"
+#include "proxy/tls_load.h"
 
 /* --- complaints --- */
 
@@ -197,6 +198,113 @@ static void note_listener(struct config_reading *r)
 	r->body_buffer[at] = seen_named(r, "body_buffer");
 }
 
+/* A rule of several keys: broken means that the line of key is wrong. */
+struct rule {
+	const char *key;
+	bool broken;
+	const char *text; /* what is wrong, and what would be right */
+};
+
+/* Not where one of the keys was refused already: one line per mistake. */
+static void check_rules(struct config_reading *r, const struct rule *rules,
+			size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		const struct config_seen seen = seen_named(r, rules[i].key);
+
+		if (rules[i].broken && !seen.bad)
+			complain_at(r,
+				    seen.line > 0 ? seen.line : r->section_line,
+				    "%s", rules[i].text);
+	}
+}
+
+#define TCP_RULE " has no meaning with mode = tcp, which relays all as it comes"
+
+/* mode = tcp: weir says nothing itself, and looks into nothing. */
+static void check_tcp(struct config_reading *r)
+{
+	const struct config_listener *l = r->base;
+	const struct rule rules[] = {
+		{ "banner", seen_named(r, "banner").line > 0,
+		  "banner" TCP_RULE },
+		{ "greeting_delay", l->greeting_delay_ms > 0,
+		  "greeting_delay" TCP_RULE },
+		{ "early_talkers", seen_named(r, "early_talkers").line > 0,
+		  "early_talkers" TCP_RULE },
+		{ "size", l->size > 0, "size" TCP_RULE },
+		{ "slot", l->slot == CONFIG_SLOT_BODY, "slot = body" TCP_RULE },
+		{ "body_buffer", seen_named(r, "body_buffer").line > 0,
+		  "body_buffer" TCP_RULE },
+		{ "body_wait", seen_named(r, "body_wait").line > 0,
+		  "body_wait" TCP_RULE },
+		{ "tls", l->tls != CONFIG_TLS_NONE,
+		  "tls" TCP_RULE ": TLS is between clients and backends" },
+		{ "tls_cert", l->cert_count > 0,
+		  "tls_cert" TCP_RULE ": TLS is between clients and backends" },
+		{ "tls_client_cert", l->ask != CONFIG_ASK_NONE,
+		  "tls_client_cert" TCP_RULE },
+		{ "tls_ca", l->trust[0] != '\0', "tls_ca" TCP_RULE },
+		{ "auth", l->auth != CONFIG_AUTH_NONE,
+		  "auth" TCP_RULE ": whatever backends offer" },
+		{ "bare_newline", l->bare_newline != CONFIG_BARE_REJECT,
+		  "bare_newline" TCP_RULE },
+	};
+
+	check_rules(r, rules, sizeof(rules) / sizeof(rules[0]));
+}
+
+static void check_listener(struct config_reading *r)
+{
+	const struct config_listener *l = r->base;
+	const bool tls = l->tls != CONFIG_TLS_NONE;
+	const bool cert_bad = seen_named(r, "tls_cert").bad;
+	const bool tls_bad = seen_named(r, "tls").bad;
+	const bool ask_bad = seen_named(r, "tls_client_cert").bad;
+	const bool trust_bad = seen_named(r, "tls_ca").bad;
+	const struct rule rules[] = {
+		{ "tls", tls && l->cert_count == 0 && !cert_bad,
+		  "tls needs a certificate: tls_cert = CERT [KEY]" },
+		{ "tls_cert", !tls && l->cert_count > 0 && !tls_bad,
+		  "tls_cert is of no use with tls = none: say tls = starttls, "
+		  "required or implicit" },
+		{ "tls_client_cert",
+		  !tls && l->ask != CONFIG_ASK_NONE && !tls_bad,
+		  "tls_client_cert is of no use with tls = none" },
+		{ "tls_client_cert",
+		  l->ask == CONFIG_ASK_REQUIRE && l->trust[0] == '\0' &&
+			  !trust_bad,
+		  "tls_client_cert = require needs tls_ca = system or a file: "
+		  "who vouches for clients" },
+		{ "tls_ca",
+		  l->trust[0] != '\0' && l->ask != CONFIG_ASK_REQUIRE &&
+			  !ask_bad,
+		  "tls_ca is of no use without tls_client_cert = require" },
+		{ "auth", l->auth == CONFIG_AUTH_TLS && !tls && !tls_bad,
+		  "auth = tls offers AUTH under TLS, and tls = none: set tls, "
+		  "or auth = always for passwords in the clear" },
+		{ "bare_newline",
+		  l->bare_newline == CONFIG_BARE_BDAT &&
+			  l->slot == CONFIG_SLOT_BODY,
+		  "bare_newline = bdat does not go with slot = body: a body "
+		  "that is held goes on by DATA, where a bare newline may end "
+		  "it early" },
+	};
+
+	if (l->mode == CONFIG_MODE_TCP)
+		check_tcp(r);
+	else
+		check_rules(r, rules, sizeof(rules) / sizeof(rules[0]));
+}
+
+static void check_tls(struct config_reading *r)
+{
+	const struct config_tls_rules *rules = r->base;
+
+	check_order(r, "min_version", "at most", "max_version",
+		    rules->min <= rules->max);
+}
+
 /* A body that is to be held fits into the memory for all of them. */
 static void check_bodies(struct config_reading *r)
 {
@@ -244,34 +352,67 @@ static bool source_fits(const struct config_backend *backend)
 		       cidr_addr_is_v4(&backend->address.addr);
 }
 
-static const char source_rule[] =
-	"source and address must both be IPv4, or both IPv6";
-
-/* A PROXY header speaks for one client, and for the whole connection. */
-static bool reuse_fits(const struct config_backend *backend)
+/* Does the address that it is connected from, or a header, say who it is? */
+static bool is_one_client_s(const struct config_backend *backend)
 {
-	return !backend->reuse ||
-	       (backend->identity != CONFIG_IDENTITY_PROXY_V1 &&
-		backend->identity != CONFIG_IDENTITY_PROXY_V2);
+	return backend->identity == CONFIG_IDENTITY_PROXY_V1 ||
+	       backend->identity == CONFIG_IDENTITY_PROXY_V2 ||
+	       backend->identity == CONFIG_IDENTITY_TRANSPARENT;
 }
 
-static const char reuse_rule[] =
-	"reuse = on does not go with identity = proxy-v1 or proxy-v2: such a "
-	"connection is one client's";
+enum { BACKEND_RULES = 10 };
+
+/* What keys of a backend that are good by themselves mean together. */
+static void backend_rules(const struct config_backend *b,
+			  struct rule rules[BACKEND_RULES])
+{
+	const bool tls = b->tls != CONFIG_BACKEND_TLS_NONE;
+	const bool verify = b->tls == CONFIG_BACKEND_TLS_VERIFY;
+	const bool own_ca = b->tls_ca[0] != '\0' &&
+			    strcmp(b->tls_ca, TLS_SYSTEM_TRUST) != 0;
+	const struct rule all[BACKEND_RULES] = {
+		{ "source", !source_fits(b),
+		  "source and address must both be IPv4, or both IPv6" },
+		{ "source",
+		  b->source_set && b->identity == CONFIG_IDENTITY_TRANSPARENT,
+		  "source does not go with identity = transparent, which "
+		  "connects from the client's address" },
+		{ "reuse", b->reuse && is_one_client_s(b),
+		  "reuse = on does not go with identity = proxy-v1, proxy-v2 "
+		  "or transparent: such a connection is one client's" },
+		{ "tls_mode", b->tls_implicit && !tls,
+		  "tls_mode = implicit is of no use with tls = none" },
+		{ "tls_mode",
+		  b->tls_implicit && b->tls == CONFIG_BACKEND_TLS_OPPORTUNISTIC,
+		  "tls_mode = implicit cannot be opportunistic: say tls = "
+		  "required or verify" },
+		{ "tls_name", b->tls_name[0] != '\0' && !tls,
+		  "tls_name is of no use with tls = none" },
+		{ "tls_ca", own_ca && !verify,
+		  "tls_ca is looked at by tls = verify only" },
+		{ "tls_pin", b->pin_count > 0 && !verify,
+		  "tls_pin is looked at by tls = verify only" },
+		{ "tls_ca", own_ca && verify && b->pin_count > 0,
+		  "tls_ca is not looked at where there is a tls_pin: give one "
+		  "of them" },
+		{ "tls_cert", b->cert.cert[0] != '\0' && !tls,
+		  "tls_cert is of no use with tls = none" },
+	};
+
+	memcpy(rules, all, sizeof(all));
+}
 
 static void check_backend(struct config_reading *r)
 {
-	const struct config_key *source = config_find_key(
-		CONFIG_SECTION_BACKEND, config_span_of("source"));
-	const struct config_key *reuse = config_find_key(
-		CONFIG_SECTION_BACKEND, config_span_of("reuse"));
+	struct rule rules[BACKEND_RULES];
+	const bool unknown = seen_named(r, "tls").bad ||
+			     seen_named(r, "identity").bad;
 
-	assert(source != NULL);
-	assert(reuse != NULL);
-	if (!source_fits(r->base))
-		complain_at(r, seen_of(r, source)->line, "%s", source_rule);
-	if (!reuse_fits(r->base))
-		complain_at(r, seen_of(r, reuse)->line, "%s", reuse_rule);
+	backend_rules(r->base, rules);
+	/* What hangs on a value that was refused is not known. */
+	for (unsigned i = 1; i < BACKEND_RULES && unknown; i++)
+		rules[i].broken = false;
+	check_rules(r, rules, BACKEND_RULES);
 }
 
 /* A connection to any address at all goes to the loopback one. */
@@ -393,8 +534,12 @@ static void close_section(struct config_reading *r)
 	check_required(r);
 	if (r->section == CONFIG_SECTION_WEIR)
 		r->body_memory = seen_named(r, "body_memory");
-	if (r->section == CONFIG_SECTION_LISTENER)
+	if (r->section == CONFIG_SECTION_LISTENER) {
+		check_listener(r);
 		note_listener(r);
+	}
+	if (r->section == CONFIG_SECTION_TLS)
+		check_tls(r);
 	if (r->section == CONFIG_SECTION_ADMISSION)
 		check_admission(r);
 	if (r->section == CONFIG_SECTION_ROOM)
@@ -797,7 +942,8 @@ static void read_all(struct config_reading *r)
 	if (admission->limits.stress_high_percent == 0)
 		admission->limits.stress_low_percent = 0;
 	bool sealed = seal(&r->allow, &admission->allow) &&
-		      seal(&r->deny, &admission->deny);
+		      seal(&r->deny, &admission->deny) &&
+		      seal(&r->relay_from, &r->config->farm.relay_from);
 
 	for (unsigned i = 0; i < r->config->listener_count; i++)
 		sealed = sealed && seal(&r->proxy_from[i],
@@ -836,6 +982,7 @@ struct config *config_parse_text(const char *text, size_t len, const char *name,
 	report_sort(report);
 	free(r->allow.items);
 	free(r->deny.items);
+	free(r->relay_from.items);
 	free(r->stray_nets.items);
 	for (unsigned i = 0; i < CONFIG_LISTENERS_MAX; i++)
 		free(r->proxy_from[i].items);
@@ -873,6 +1020,7 @@ void config_free(struct config **config)
 		return;
 	free((*config)->admission.allow.ranges);
 	free((*config)->admission.deny.ranges);
+	free((*config)->farm.relay_from.ranges);
 	for (unsigned i = 0; i < (*config)->listener_count; i++)
 		free((*config)->listeners[i].proxy_from.ranges);
 	free(*config);
@@ -942,8 +1090,8 @@ bool config_backend_set(struct config_backend *backend, const char *pair,
 	for (size_t i = 0; i < p.text.len && fits; i++)
 		fits = (unsigned char)p.text.at[i] >= ' ' &&
 		       p.text.at[i] != 0x7f;
-	if (p.text.len == 0 && key->standard[0] == '\0' && !key->required &&
-	    key->kind != CONFIG_KIND_ADDRESS)
+	/* None more of a list. */
+	if (p.text.len == 0 && key->repeatable)
 		return true;
 	if (fits && config_put_value(&p))
 		return true;
@@ -956,16 +1104,16 @@ bool config_backend_check(const struct config_backend *backend, char *error,
 {
 	const struct config_key *key = config_find_key(
 		CONFIG_SECTION_BACKEND, config_span_of("address"));
+	struct rule rules[BACKEND_RULES];
 	size_t len;
 
 	assert(key != NULL);
-	if (!source_fits(backend)) {
-		config_print(error, error_cap, "%s", source_rule);
-		return false;
-	}
-	if (!reuse_fits(backend)) {
-		config_print(error, error_cap, "%s", reuse_rule);
-		return false;
+	backend_rules(backend, rules);
+	for (unsigned i = 0; i < BACKEND_RULES; i++) {
+		if (rules[i].broken) {
+			config_print(error, error_cap, "%s", rules[i].text);
+			return false;
+		}
 	}
 	if (backend->address.port > 0)
 		return true;

@@ -10,6 +10,7 @@
 #include "proxy/admission.h"
 #include "proxy/cidr.h"
 #include "proxy/logger.h"
+#include "proxy/tls_context.h"
 
 /*
  * The configuration file, weir.ini(5).
@@ -29,6 +30,8 @@ enum {
 	CONFIG_BACKENDS_MAX = 256,
 	CONFIG_BUSY_RULES_MAX = 16, /* of one backend */
 	CONFIG_WORKERS_MAX = 64,
+	CONFIG_CERTS_MAX = 8, /* of one listener */
+	CONFIG_PINS_MAX = 4,  /* of one backend */
 
 	/* Octets, the NUL included. */
 	CONFIG_NAME_MAX = 64,  /* [A-Za-z0-9._-], of a listener or backend */
@@ -94,8 +97,48 @@ enum config_slot {
 	CONFIG_SLOT_BODY,        /* not while a slow body comes */
 };
 
+enum config_mode {
+	CONFIG_MODE_SMTP,
+	CONFIG_MODE_TCP, /* all is relayed as it comes */
+};
+
+enum config_tls {
+	CONFIG_TLS_NONE,
+	CONFIG_TLS_STARTTLS, /* for those who want it */
+	CONFIG_TLS_REQUIRED, /* no mail before STARTTLS */
+	CONFIG_TLS_IMPLICIT, /* from the first octet (RFC 8314) */
+};
+
+/* Do clients show certificates? */
+enum config_ask {
+	CONFIG_ASK_NONE,
+	CONFIG_ASK_LOG,
+	CONFIG_ASK_REQUIRE,
+};
+
+/* When is AUTH offered? */
+enum config_auth {
+	CONFIG_AUTH_NONE,
+	CONFIG_AUTH_TLS, /* only once TLS is active */
+	CONFIG_AUTH_ALWAYS,
+};
+
+/* What becomes of a body with a bare CR, LF or NUL. */
+enum config_bare_newline {
+	CONFIG_BARE_REJECT,
+	CONFIG_BARE_BDAT, /* it goes on in counted chunks (RFC 3030) */
+};
+
+/* Paths of files; key and ocsp may be empty: in cert, and none. */
+struct config_cert {
+	char cert[CONFIG_TEXT_MAX]; /* PEM; empty: there is none at all */
+	char key[CONFIG_TEXT_MAX];  /* PEM */
+	char ocsp[CONFIG_TEXT_MAX]; /* DER */
+};
+
 struct config_listener {
 	char name[CONFIG_NAME_MAX];
+	enum config_mode mode;
 	struct config_address listen[CONFIG_LISTEN_MAX];
 	unsigned listen_count;        /* 1 or more */
 	char banner[CONFIG_TEXT_MAX]; /* printable ASCII, may be empty */
@@ -107,6 +150,25 @@ struct config_listener {
 	int64_t body_wait_ms; /* for the whole body, before the slot goes */
 	/* Whose connections begin with a PROXY header, and must; sealed. */
 	struct cidr_set proxy_from;
+	enum config_tls tls;
+	struct config_cert certs[CONFIG_CERTS_MAX];
+	unsigned cert_count; /* 1 or more, unless tls is none: then 0 */
+	enum config_ask ask;
+	char trust[CONFIG_TEXT_MAX]; /* path of CAs: those of clients */
+	enum config_auth auth;
+	enum config_bare_newline bare_newline;
+};
+
+/* [tls]: the rules of all connections, of clients and to backends. */
+struct config_tls_rules {
+	enum tls_version min; /* never DEFAULT, at most max */
+	enum tls_version max;
+	/* As OpenSSL writes them; empty: Mozilla's "intermediate". */
+	char ciphers[CONFIG_TEXT_MAX]; /* of TLS 1.2 */
+	char suites[CONFIG_TEXT_MAX];  /* of TLS 1.3 */
+	char groups[CONFIG_TEXT_MAX];
+	int64_t ticket_lifetime_ms; /* 0: no tickets */
+	uint32_t handshakes;        /* full ones, of each worker's turn */
 };
 
 struct config_admission {
@@ -127,7 +189,8 @@ struct config_timeouts {
 	int64_t send_ms;    /* the client does not read */
 	int64_t session_ms; /* 0: no limit */
 	int64_t stress_command_ms;
-	int64_t proxy_ms; /* for a whole PROXY header */
+	int64_t proxy_ms;     /* for a whole PROXY header */
+	int64_t handshake_ms; /* for a whole TLS handshake, of either leg */
 	int64_t backend_connect_ms;
 	int64_t backend_greeting_ms;
 	int64_t backend_helo_ms;
@@ -138,6 +201,13 @@ struct config_timeouts {
 	int64_t backend_final_ms;
 	int64_t backend_quit_ms;
 	int64_t drain_ms;
+};
+
+/* A backend that takes mail of anybody for anybody, because weir may. */
+enum config_guard {
+	CONFIG_GUARD_ENFORCE, /* gets no session from outside relay_from */
+	CONFIG_GUARD_WARN,
+	CONFIG_GUARD_OFF, /* is not looked for */
 };
 
 struct config_farm {
@@ -151,6 +221,8 @@ struct config_farm {
 	uint32_t reuse_max;      /* messages over one connection */
 	int64_t reuse_idle_ms;
 	uint32_t reuse_percent; /* of the slots that may be idle */
+	enum config_guard relay_guard;
+	struct cidr_set relay_from; /* sealed */
 };
 
 /* [room]: who waits for a slot. */
@@ -184,8 +256,17 @@ struct config_health {
 enum config_identity {
 	CONFIG_IDENTITY_NONE,
 	CONFIG_IDENTITY_HEADER,   /* one Received: field, see trace.h */
+	CONFIG_IDENTITY_XCLIENT,  /* Postfix's command */
 	CONFIG_IDENTITY_PROXY_V1, /* a PROXY header, see proxyproto.h */
 	CONFIG_IDENTITY_PROXY_V2,
+	CONFIG_IDENTITY_TRANSPARENT, /* we connect from its address */
+};
+
+enum config_backend_tls {
+	CONFIG_BACKEND_TLS_NONE,
+	CONFIG_BACKEND_TLS_OPPORTUNISTIC, /* if it offers STARTTLS */
+	CONFIG_BACKEND_TLS_REQUIRED,      /* with whoever it is */
+	CONFIG_BACKEND_TLS_VERIFY,
 };
 
 enum config_backend_state {
@@ -204,6 +285,15 @@ struct config_backend {
 	bool source_set;
 	struct cidr_addr source; /* to connect from, if source_set */
 	enum config_backend_state state;
+	enum config_backend_tls tls;
+	bool tls_implicit; /* from the first octet; else STARTTLS */
+	/* SNI, and whom VERIFY looks for; empty: its address. */
+	char tls_name[CONFIG_HOST_MAX];
+	char tls_ca[CONFIG_TEXT_MAX]; /* path of CAs; never empty */
+	/* If there are any, VERIFY looks for one of these, and no name. */
+	struct tls_pin pins[CONFIG_PINS_MAX];
+	unsigned pin_count;
+	struct config_cert cert;  /* ours, for backends that ask */
 	unsigned busy_rule_count; /* of busy_rules[], in the file's order */
 	struct busy_rule busy_rules[CONFIG_BUSY_RULES_MAX];
 };
@@ -212,6 +302,7 @@ struct config {
 	struct config_weir weir;
 	struct config_listener listeners[CONFIG_LISTENERS_MAX];
 	unsigned listener_count; /* 1 or more */
+	struct config_tls_rules tls;
 	struct config_admission admission;
 	struct config_timeouts timeouts;
 	struct config_farm farm;

@@ -5,6 +5,7 @@
 #include <sys/un.h>
 
 #include "balancer/room.h"
+#include "proxy/tls_load.h"
 
 enum {
 	HEALTH_COUNT_MAX = 64, /* the bits of a health history */
@@ -21,6 +22,7 @@ enum {
 	TEN_MINUTES = 10 * MINUTE,
 	HOUR = 60 * MINUTE,
 	DAY = 24 * HOUR,
+	WEEK = 7 * DAY,
 };
 
 #define SIZE_LIMIT ((uint64_t)1 << 40)
@@ -48,13 +50,63 @@ static const char *const words_slot[] = {
 	[CONFIG_SLOT_BODY] = "body",
 	NULL,
 };
+static const char *const words_mode[] = {
+	[CONFIG_MODE_SMTP] = "smtp",
+	[CONFIG_MODE_TCP] = "tcp",
+	NULL,
+};
+static const char *const words_tls[] = {
+	[CONFIG_TLS_NONE] = "none",
+	[CONFIG_TLS_STARTTLS] = "starttls",
+	[CONFIG_TLS_REQUIRED] = "required",
+	[CONFIG_TLS_IMPLICIT] = "implicit",
+	NULL,
+};
+static const char *const words_ask[] = {
+	[CONFIG_ASK_NONE] = "none",
+	[CONFIG_ASK_LOG] = "log",
+	[CONFIG_ASK_REQUIRE] = "require",
+	NULL,
+};
+static const char *const words_auth[] = {
+	[CONFIG_AUTH_NONE] = "none",
+	[CONFIG_AUTH_TLS] = "tls",
+	[CONFIG_AUTH_ALWAYS] = "always",
+	NULL,
+};
+static const char *const words_bare[] = {
+	[CONFIG_BARE_REJECT] = "reject",
+	[CONFIG_BARE_BDAT] = "bdat",
+	NULL,
+};
+/* From TLS_VERSION_1_0 on. */
+static const char *const words_version[] = {
+	"1.0", "1.1", "1.2", "1.3", NULL,
+};
+static const char *const words_guard[] = {
+	[CONFIG_GUARD_ENFORCE] = "enforce",
+	[CONFIG_GUARD_WARN] = "warn",
+	[CONFIG_GUARD_OFF] = "off",
+	NULL,
+};
+static const char *const words_backend_tls[] = {
+	[CONFIG_BACKEND_TLS_NONE] = "none",
+	[CONFIG_BACKEND_TLS_OPPORTUNISTIC] = "opportunistic",
+	[CONFIG_BACKEND_TLS_REQUIRED] = "required",
+	[CONFIG_BACKEND_TLS_VERIFY] = "verify",
+	NULL,
+};
+/* The places are those of a bool: is it implicit? */
+static const char *const words_tls_mode[] = { "starttls", "implicit", NULL };
 /* The places are those of a bool: does weir only observe? */
 static const char *const words_busy[] = { "act", "observe", NULL };
 static const char *const words_identity[] = {
 	[CONFIG_IDENTITY_NONE] = "none",
 	[CONFIG_IDENTITY_HEADER] = "header",
+	[CONFIG_IDENTITY_XCLIENT] = "xclient",
 	[CONFIG_IDENTITY_PROXY_V1] = "proxy-v1",
 	[CONFIG_IDENTITY_PROXY_V2] = "proxy-v2",
+	[CONFIG_IDENTITY_TRANSPARENT] = "transparent",
 	NULL,
 };
 static const char *const words_state[] = {
@@ -71,6 +123,7 @@ static const char *const words_state[] = {
 #define KIND(word)     .kind = CONFIG_KIND_##word
 #define WEIR(key)      .section = CONFIG_SECTION_WEIR, .name = #key
 #define LISTENER(key)  .section = CONFIG_SECTION_LISTENER, .name = #key
+#define TLS(key)       .section = CONFIG_SECTION_TLS, .name = #key
 #define ADMISSION(key) .section = CONFIG_SECTION_ADMISSION, .name = #key
 #define TIMEOUTS(key)                                                          \
 	.section = CONFIG_SECTION_TIMEOUTS, .name = #key, KIND(DURATION),      \
@@ -128,6 +181,9 @@ const struct config_key config_keys[] = {
 	{ LISTENER(listen), .standard = "0.0.0.0:25", KIND(LISTEN),
 	  IN(config_listener, listen), .repeatable = true,
 	  .help = "addresses and ports to accept clients on" },
+	{ LISTENER(mode), .standard = "smtp", KIND(WORD),
+	  IN(config_listener, mode), .words = words_mode,
+	  .help = "speak SMTP, or relay all as it comes" },
 	{ LISTENER(banner), .standard = "ESMTP", KIND(TEXT),
 	  IN(config_listener, banner), .max = 128,
 	  .help = "what the greeting says after the host name" },
@@ -153,6 +209,48 @@ const struct config_key config_keys[] = {
 	{ LISTENER(proxy_from), .standard = "", KIND(NETS),
 	  IN(config_listener, proxy_from), .repeatable = true,
 	  .help = "networks of proxies, who begin with a PROXY header" },
+	{ LISTENER(tls), .standard = "none", KIND(WORD),
+	  IN(config_listener, tls), .words = words_tls,
+	  .help = "TLS with clients" },
+	{ LISTENER(tls_cert), .standard = "", KIND(CERT),
+	  IN(config_listener, certs), .max = 3, .repeatable = true,
+	  .help = "files of a certificate, its key and its OCSP reply" },
+	{ LISTENER(tls_client_cert), .standard = "none", KIND(WORD),
+	  IN(config_listener, ask), .words = words_ask,
+	  .help = "are clients asked for certificates?" },
+	{ LISTENER(tls_ca), .standard = "", KIND(TRUST),
+	  IN(config_listener, trust),
+	  .help = "file of the CAs that vouch for clients" },
+	{ LISTENER(auth), .standard = "none", KIND(WORD),
+	  IN(config_listener, auth), .words = words_auth,
+	  .help = "when AUTH is offered" },
+	{ LISTENER(bare_newline), .standard = "reject", KIND(WORD),
+	  IN(config_listener, bare_newline), .words = words_bare,
+	  .help = "what becomes of a body with a bare CR, LF or NUL" },
+
+	{ TLS(min_version), .standard = "1.2", KIND(WORD),
+	  IN(config_tls_rules, min),
+	  .words = words_version, .min = TLS_VERSION_1_0,
+	  .help = "oldest version of TLS" },
+	{ TLS(max_version), .standard = "1.3", KIND(WORD),
+	  IN(config_tls_rules, max),
+	  .words = words_version, .min = TLS_VERSION_1_0,
+	  .help = "newest version of TLS" },
+	{ TLS(ciphers), .standard = "", KIND(TEXT),
+	  IN(config_tls_rules, ciphers), .max = CONFIG_TEXT_MAX - 1,
+	  .help = "ciphers of TLS 1.2; empty: Mozilla's intermediate" },
+	{ TLS(ciphersuites), .standard = "", KIND(TEXT),
+	  IN(config_tls_rules, suites), .max = CONFIG_TEXT_MAX - 1,
+	  .help = "ciphers of TLS 1.3; empty: Mozilla's intermediate" },
+	{ TLS(groups), .standard = "", KIND(TEXT),
+	  IN(config_tls_rules, groups), .max = CONFIG_TEXT_MAX - 1,
+	  .help = "groups for key exchange; empty: Mozilla's intermediate" },
+	{ TLS(ticket_lifetime), .standard = "12h", KIND(DURATION),
+	  IN(config_tls_rules, ticket_lifetime_ms), .max = WEEK,
+	  .help = "sessions are resumed for so long; 0: never" },
+	{ TLS(handshakes), .standard = "8", KIND(COUNT),
+	  IN(config_tls_rules, handshakes), .min = 1, .max = 1000,
+	  .help = "full handshakes of a worker in one turn of its loop" },
 
 	{ ADMISSION(max_sessions), .standard = "5000", KIND(COUNT),
 	  IN(config_admission, limits.max_sessions),
@@ -246,6 +344,9 @@ const struct config_key config_keys[] = {
 	  .help = "client: next command, under stress" },
 	{ TIMEOUTS(proxy), .standard = "5s", .min = 100, .max = FIVE_MINUTES,
 	  .help = "proxy: its whole PROXY header" },
+	{ TIMEOUTS(handshake), .standard = "30s",
+	  .min = 100, .max = FIVE_MINUTES,
+	  .help = "a whole TLS handshake, of a client or backend" },
 	{ TIMEOUTS(backend_connect), .standard = "5s",
 	  .min = 100, .max = DAY,
 	  .help = "backend: takes the connection" },
@@ -305,6 +406,12 @@ const struct config_key config_keys[] = {
 	{ FARM(reuse_share), .standard = "10%", KIND(PERCENT),
 	  IN(config_farm, reuse_percent), .min = 1, .max = 100,
 	  .help = "of a backend's slots, kept by idle connections at most" },
+	{ FARM(relay_guard), .standard = "enforce", KIND(WORD),
+	  IN(config_farm, relay_guard), .words = words_guard,
+	  .help = "what about backends that relay for strangers" },
+	{ FARM(relay_from), .standard = "", KIND(NETS),
+	  IN(config_farm, relay_from), .repeatable = true,
+	  .help = "networks whose mail they may relay" },
 
 	{ ROOM(size), .standard = "1000", KIND(COUNT),
 	  IN(config_room, size), .max = ROOM_SIZE_MAX,
@@ -380,6 +487,24 @@ const struct config_key config_keys[] = {
 	{ BACKEND(identity), .standard = "none", KIND(WORD),
 	  IN(config_backend, identity), .words = words_identity,
 	  .help = "how it is told who the client is" },
+	{ BACKEND(tls), .standard = "none", KIND(WORD),
+	  IN(config_backend, tls), .words = words_backend_tls,
+	  .help = "TLS to it" },
+	{ BACKEND(tls_mode), .standard = "starttls", KIND(WORD),
+	  IN(config_backend, tls_implicit), .words = words_tls_mode,
+	  .help = "TLS by STARTTLS, or from the first octet" },
+	{ BACKEND(tls_name), .standard = "", KIND(PEER),
+	  IN(config_backend, tls_name),
+	  .help = "name in its certificate, and SNI; empty: its address" },
+	{ BACKEND(tls_ca), .standard = "system", KIND(TRUST),
+	  IN(config_backend, tls_ca),
+	  .help = "file of the CAs that vouch for it" },
+	{ BACKEND(tls_pin), .standard = "", KIND(PIN),
+	  IN(config_backend, pins), .repeatable = true,
+	  .help = "SHA-256 of its public key, instead of names and CAs" },
+	{ BACKEND(tls_cert), .standard = "", KIND(CERT),
+	  IN(config_backend, cert), .max = 2,
+	  .help = "files of weir's own certificate, and its key" },
 	{ BACKEND(reuse), .standard = "off", KIND(WORD),
 	  IN(config_backend, reuse), .words = words_switch,
 	  .help = "a connection serves messages of several clients" },
@@ -405,6 +530,7 @@ const struct config_section_info config_sections[CONFIG_SECTION_COUNT] = {
 	[CONFIG_SECTION_LISTENER] = { "listener",
 				      offsetof(struct config, listeners),
 				      true },
+	[CONFIG_SECTION_TLS] = { "tls", offsetof(struct config, tls), false },
 	[CONFIG_SECTION_ADMISSION] = { "admission",
 				       offsetof(struct config, admission),
 				       false },
@@ -471,6 +597,10 @@ static const char *const fixed_texts[] = {
 				  "line",
 	[CONFIG_KIND_BUSY_RULE] = "STAGE [CODE] [X.Y.Z] [TEXT] => CLASS, like "
 				  "MAIL 452 4.3.1 => busy",
+	[CONFIG_KIND_TRUST] = "system or an absolute path",
+	[CONFIG_KIND_PEER] = "a host name or an address",
+	[CONFIG_KIND_PIN] = "a SHA-256 of 64 hex digits or 44 octets of "
+			    "base64",
 };
 
 size_t config_describe(const struct config_key *key, char *buf, size_t cap)
@@ -523,7 +653,14 @@ size_t config_describe(const struct config_key *key, char *buf, size_t cap)
 	case CONFIG_KIND_NETS:
 	case CONFIG_KIND_NETS_FILE:
 	case CONFIG_KIND_BUSY_RULE:
+	case CONFIG_KIND_TRUST:
+	case CONFIG_KIND_PEER:
+	case CONFIG_KIND_PIN:
 		break;
+	case CONFIG_KIND_CERT:
+		return config_print(
+			buf, cap, "1 to %llu absolute paths: %s", max,
+			max == 2 ? "CERT [KEY]" : "CERT [KEY [OCSP]]");
 	}
 	assert(fixed_texts[key->kind] != NULL);
 	return config_print(buf, cap, "%s", fixed_texts[key->kind]);

@@ -13,7 +13,7 @@
  */
 
 enum {
-	CONFIG_KEYS_MAX = 112,
+	CONFIG_KEYS_MAX = 144,
 	CONFIG_WORD_MAX = 64, /* longer names resemble no key */
 	CONFIG_QUOTED_MAX = 4 * CONFIG_TEXT_MAX + 4,
 };
@@ -42,6 +42,7 @@ __attribute__((format(printf, 3, 4))) size_t config_print(char *buf, size_t cap,
 
 bool config_is_digit(char c);
 bool config_is_alnum(char c);
+char config_lower(char c); /* of ASCII */
 struct config_span config_span_of(const char *text);
 bool config_span_is(struct config_span s, const char *word);
 
@@ -84,6 +85,7 @@ size_t config_format_quantity(uint64_t n, const struct config_unit *units,
 enum config_section {
 	CONFIG_SECTION_WEIR,
 	CONFIG_SECTION_LISTENER,
+	CONFIG_SECTION_TLS,
 	CONFIG_SECTION_ADMISSION,
 	CONFIG_SECTION_TIMEOUTS,
 	CONFIG_SECTION_FARM,
@@ -101,7 +103,7 @@ enum config_kind {
 	CONFIG_KIND_PERCENT,
 	CONFIG_KIND_RATE,
 	CONFIG_KIND_MODE,
-	CONFIG_KIND_WORD, /* one of .words, stored as its place there */
+	CONFIG_KIND_WORD, /* one of .words: its place there, and min */
 	CONFIG_KIND_HOST,
 	CONFIG_KIND_PATH, /* at most max octets */
 	CONFIG_KIND_USER, /* at most max octets */
@@ -113,6 +115,10 @@ enum config_kind {
 	CONFIG_KIND_NETS,      /* a list */
 	CONFIG_KIND_NETS_FILE, /* a list of files */
 	CONFIG_KIND_BUSY_RULE,
+	CONFIG_KIND_CERT,  /* CERT [KEY [OCSP]], at most max paths */
+	CONFIG_KIND_TRUST, /* system, or a path */
+	CONFIG_KIND_PEER,  /* a host name or an address */
+	CONFIG_KIND_PIN,
 };
 
 struct config_key {
@@ -186,6 +192,7 @@ struct config_reading {
 	struct config_nets allow;
 	struct config_nets deny;
 	struct config_nets proxy_from[CONFIG_LISTENERS_MAX];
+	struct config_nets relay_from;
 
 	/* For what is compared when all sections were read. */
 	struct config_seen body_memory;

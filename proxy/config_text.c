@@ -45,7 +45,7 @@ bool config_is_alnum(char c)
 	       (c >= 'A' && c <= 'Z');
 }
 
-static char lower(char c)
+char config_lower(char c)
 {
 	if (c >= 'A' && c <= 'Z')
 		return (char)(c - 'A' + 'a');
@@ -134,7 +134,8 @@ static size_t edit_distance(struct config_span a, struct config_span b)
 
 		row[0] = i;
 		for (size_t j = 1; j <= b.len; j++) {
-			bool same = lower(a.at[i - 1]) == lower(b.at[j - 1]);
+			bool same = config_lower(a.at[i - 1]) ==
+				    config_lower(b.at[j - 1]);
 			size_t best = diagonal + (same ? 0 : 1);
 
 			diagonal = row[j];

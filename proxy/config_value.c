@@ -3,11 +3,14 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "proxy/tls_load.h"
 
 enum {
 	FILE_SIZE_MAX = 64 << 20,
@@ -161,7 +164,7 @@ static bool put_word(struct config_put *p)
 {
 	for (unsigned i = 0; p->key->words[i] != NULL; i++) {
 		if (config_span_is(p->text, p->key->words[i])) {
-			store(p, i);
+			store(p, i + p->key->min);
 			return true;
 		}
 	}
@@ -201,6 +204,16 @@ static bool put_host(struct config_put *p)
 	if (s.len > 0 && label == 0)
 		return false;
 	return store_text(p, s);
+}
+
+/* Someone to look for in a certificate: no literal, but an address. */
+static bool put_peer(struct config_put *p)
+{
+	struct cidr_addr addr;
+
+	if (cidr_addr_parse(p->text.at, p->text.len, &addr))
+		return store_text(p, p->text);
+	return (p->text.len == 0 || p->text.at[0] != '[') && put_host(p);
 }
 
 static bool put_path(struct config_put *p)
@@ -372,6 +385,149 @@ static bool nets_add(struct config_nets *nets, const struct cidr *net)
 	return true;
 }
 
+static bool is_path(struct config_span s)
+{
+	return s.len > 1 && s.at[0] == '/';
+}
+
+static void copy_text(char field[CONFIG_TEXT_MAX], struct config_span s)
+{
+	assert(s.len < CONFIG_TEXT_MAX);
+	if (s.len > 0)
+		memcpy(field, s.at, s.len);
+	field[s.len] = '\0';
+}
+
+/* "CERT [KEY [OCSP]]" */
+static bool parse_cert(struct config_span s, uint64_t paths_max,
+		       struct config_cert *cert)
+{
+	struct config_cert got = { 0 };
+	char *const fields[] = { got.cert, got.key, got.ocsp };
+	struct config_span word = config_next_word(&s);
+
+	assert(paths_max <= sizeof(fields) / sizeof(fields[0]));
+	if (word.len == 0)
+		return false;
+	for (uint64_t i = 0; i < paths_max && word.len > 0; i++) {
+		if (!is_path(word))
+			return false;
+		copy_text(fields[i], word);
+		word = config_next_word(&s);
+	}
+	if (word.len > 0)
+		return false;
+	*cert = got;
+	return true;
+}
+
+static bool put_cert(struct config_put *p)
+{
+	if (p->key->section == CONFIG_SECTION_BACKEND) {
+		struct config_backend *backend = p->base;
+
+		if (p->text.len > 0)
+			return parse_cert(p->text, p->key->max, &backend->cert);
+		memset(&backend->cert, 0, sizeof(backend->cert));
+		return true;
+	}
+	struct config_listener *listener = p->base;
+
+	if (listener->cert_count == CONFIG_CERTS_MAX) {
+		config_print(p->why, sizeof(p->why),
+			     "a listener has at most %d certificates",
+			     CONFIG_CERTS_MAX);
+		return false;
+	}
+	if (!parse_cert(p->text, p->key->max,
+			&listener->certs[listener->cert_count]))
+		return false;
+	listener->cert_count++;
+	return true;
+}
+
+static bool put_trust(struct config_put *p)
+{
+	if (config_span_is(p->text, "system"))
+		return store_text(p, config_span_of(TLS_SYSTEM_TRUST));
+	return is_path(p->text) && store_text(p, p->text);
+}
+
+static unsigned digit_of(char c, const char *digits)
+{
+	const char *at = c == '\0' ? NULL : strchr(digits, c);
+
+	return at == NULL ? UINT_MAX : (unsigned)(at - digits);
+}
+
+/* 64 hex digits, with colons between the octets or without. */
+static bool parse_hex_pin(struct config_span s, struct tls_pin *pin)
+{
+	static const char digits[] = "0123456789abcdef";
+	size_t at = 0;
+
+	for (size_t i = 0; i < TLS_PIN_SIZE; i++) {
+		if (i > 0 && at < s.len && s.at[at] == ':')
+			at++;
+		if (s.len - at < 2)
+			return false;
+		unsigned high = digit_of(config_lower(s.at[at]), digits);
+		unsigned low = digit_of(config_lower(s.at[at + 1]), digits);
+
+		if (high > 15 || low > 15)
+			return false;
+		pin->sha256[i] = (uint8_t)(high << 4 | low);
+		at += 2;
+	}
+	return at == s.len;
+}
+
+/* 43 letters and one "=" (RFC 4648, section 4). */
+static bool parse_base64_pin(struct config_span s, struct tls_pin *pin)
+{
+	enum { LETTERS = 43 };
+	static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+				     "abcdefghijklmnopqrstuvwxyz0123456789+/";
+	uint32_t bits = 0;
+	unsigned have = 0;
+	size_t out = 0;
+
+	if (s.len != LETTERS + 1 || s.at[LETTERS] != '=')
+		return false;
+	for (size_t i = 0; i < LETTERS; i++) {
+		unsigned digit = digit_of(s.at[i], digits);
+
+		if (digit > 63)
+			return false;
+		bits = (bits << 6 | digit) & 0xffff;
+		have += 6;
+		if (have < 8)
+			continue;
+		have -= 8;
+		assert(out < TLS_PIN_SIZE);
+		pin->sha256[out++] = (uint8_t)(bits >> have);
+	}
+	assert(out == TLS_PIN_SIZE);
+	/* Of the last letter two bits are left over: none may be set. */
+	return (bits & 3) == 0;
+}
+
+static bool put_pin(struct config_put *p)
+{
+	struct config_backend *backend = p->base;
+	struct tls_pin pin;
+
+	if (backend->pin_count == CONFIG_PINS_MAX) {
+		config_print(p->why, sizeof(p->why),
+			     "a backend has at most %d pins", CONFIG_PINS_MAX);
+		return false;
+	}
+	if (!parse_hex_pin(p->text, &pin) && !parse_base64_pin(p->text, &pin))
+		return false;
+	backend->pins[backend->pin_count++] = pin;
+	return true;
+}
+
 /* The list that a key's networks go to. */
 static struct config_nets *nets_of(const struct config_put *p)
 {
@@ -385,6 +541,8 @@ static struct config_nets *nets_of(const struct config_put *p)
 			return &r->stray_nets;
 		return &r->proxy_from[own - r->config->listeners];
 	}
+	if (p->key->section == CONFIG_SECTION_FARM)
+		return &r->relay_from;
 	return p->key->offset == offsetof(struct config_admission, deny)
 		       ? &r->deny
 		       : &r->allow;
@@ -567,6 +725,14 @@ bool config_put_value(struct config_put *p)
 		return put_nets_file(p);
 	case CONFIG_KIND_BUSY_RULE:
 		return put_busy_rule(p);
+	case CONFIG_KIND_CERT:
+		return put_cert(p);
+	case CONFIG_KIND_TRUST:
+		return put_trust(p);
+	case CONFIG_KIND_PEER:
+		return put_peer(p);
+	case CONFIG_KIND_PIN:
+		return put_pin(p);
 	}
 	return false;
 }

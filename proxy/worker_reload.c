@@ -45,6 +45,9 @@ static enum backend_identity identity_of(enum config_identity identity)
 		return BACKEND_IDENTITY_PROXY_V1;
 	case CONFIG_IDENTITY_PROXY_V2:
 		return BACKEND_IDENTITY_PROXY_V2;
+	case CONFIG_IDENTITY_XCLIENT:
+	case CONFIG_IDENTITY_TRANSPARENT:
+		break;
 	}
 	return BACKEND_IDENTITY_NONE;
 }

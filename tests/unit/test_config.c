@@ -608,7 +608,8 @@ static const struct value_case sizes[] = {
 	{ "backend", "identity = proxy-v2", true },
 	{ "backend", "identity = proxy-v3", false },
 	{ "backend", "identity = proxy", false },
-	{ "backend", "identity = xclient", false },
+	{ "backend", "identity = xclient", true },
+	{ "backend", "identity = transparent", true },
 	{ "backend", "reuse = on", true },
 	{ "backend", "reuse = yes", false },
 	{ "backend", "max_sessions = 0", false },
@@ -965,6 +966,8 @@ static void forget_pointers(struct config *config)
 {
 	free(config->admission.allow.ranges);
 	free(config->admission.deny.ranges);
+	free(config->farm.relay_from.ranges);
+	config->farm.relay_from.ranges = NULL;
 	config->admission.allow.ranges = NULL;
 	config->admission.deny.ranges = NULL;
 	config->admission.limits.allow = NULL;
@@ -1198,8 +1201,8 @@ static void a_backend_is_made_by_pairs(void **state)
 				       sizeof(error)));
 	assert_false(config_backend_check(&backend, error, sizeof(error)));
 	assert_string_equal(error, "reuse = on does not go with identity = "
-				   "proxy-v1 or proxy-v2: such a connection is "
-				   "one client's");
+				   "proxy-v1, proxy-v2 or transparent: such a "
+				   "connection is one client's");
 	assert_true(config_backend_set(&backend, "reuse=off", 9, error,
 				       sizeof(error)));
 	assert_true(config_backend_check(&backend, error, sizeof(error)));
