@@ -171,6 +171,9 @@ static const struct {
 	[ADMISSION_RATE_RECIPIENT] = {
 		"recipient",
 		"450 4.7.1 Too many recipients from your address, try again later" },
+	[ADMISSION_RATE_LOGIN] = {
+		"login",
+		"454 4.7.0 Too many failed logins, try again later" },
 };
 /* clang-format on */
 
@@ -862,8 +865,15 @@ static uint32_t charged_of(const struct admission_ticket *ticket)
 	return ticket->source != no_entry ? ticket->source : ticket->aggregate;
 }
 
+/* What charge() does with an event, beyond asking whether it conforms. */
+enum charging {
+	CHARGE_CONFORMING, /* count it, unless it is refused */
+	CHARGE_NOTHING,    /* only ask */
+	CHARGE_ALWAYS,     /* it has happened: count it in any case */
+};
+
 static bool charge(struct admission *adm, const struct admission_ticket *ticket,
-		   enum admission_rate kind, int64_t now_ms)
+		   enum admission_rate kind, enum charging how, int64_t now_ms)
 {
 	uint32_t index = charged_of(ticket);
 
@@ -878,11 +888,12 @@ static bool charge(struct admission *adm, const struct admission_ticket *ticket,
 	int64_t now_us = now_ms * 1000;
 
 	lock(&shard->mutex);
-	bool conforms = gcra_conforms(rate, *tat_us, now_us);
+	bool conforms = how == CHARGE_ALWAYS ||
+			gcra_conforms(rate, *tat_us, now_us);
 
-	if (conforms)
+	if (conforms && how != CHARGE_NOTHING)
 		gcra_charge(rate, tat_us, now_us);
-	else
+	else if (!conforms)
 		entry->limited++;
 	unlock(&shard->mutex);
 	if (!conforms)
@@ -894,13 +905,29 @@ static bool charge(struct admission *adm, const struct admission_ticket *ticket,
 bool admission_message(struct admission *adm,
 		       const struct admission_ticket *ticket, int64_t now_ms)
 {
-	return charge(adm, ticket, ADMISSION_RATE_MESSAGE, now_ms);
+	return charge(adm, ticket, ADMISSION_RATE_MESSAGE, CHARGE_CONFORMING,
+		      now_ms);
 }
 
 bool admission_recipient(struct admission *adm,
 			 const struct admission_ticket *ticket, int64_t now_ms)
 {
-	return charge(adm, ticket, ADMISSION_RATE_RECIPIENT, now_ms);
+	return charge(adm, ticket, ADMISSION_RATE_RECIPIENT, CHARGE_CONFORMING,
+		      now_ms);
+}
+
+bool admission_login(struct admission *adm,
+		     const struct admission_ticket *ticket, int64_t now_ms)
+{
+	return charge(adm, ticket, ADMISSION_RATE_LOGIN, CHARGE_NOTHING,
+		      now_ms);
+}
+
+void admission_login_failed(struct admission *adm,
+			    const struct admission_ticket *ticket,
+			    int64_t now_ms)
+{
+	(void)charge(adm, ticket, ADMISSION_RATE_LOGIN, CHARGE_ALWAYS, now_ms);
 }
 
 void admission_error(struct admission *adm,

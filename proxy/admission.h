@@ -72,11 +72,12 @@ enum admission_rate {
 	ADMISSION_RATE_SESSION,
 	ADMISSION_RATE_MESSAGE,
 	ADMISSION_RATE_RECIPIENT,
+	ADMISSION_RATE_LOGIN, /* failed ones */
 };
 
 enum {
 	ADMISSION_VERDICTS = ADMISSION_TABLE_FULL + 1,
-	ADMISSION_RATES = ADMISSION_RATE_RECIPIENT + 1,
+	ADMISSION_RATES = ADMISSION_RATE_LOGIN + 1,
 };
 
 enum admission_kind {
@@ -144,7 +145,7 @@ struct admission_row {
 	uint32_t sessions;       /* live */
 	uint64_t accepted;       /* sessions let in since the entry exists */
 	uint64_t refused;        /* sessions refused, for any limit */
-	uint64_t limited;        /* messages and recipients refused */
+	uint64_t limited;        /* messages, recipients, logins refused */
 	uint64_t errors;         /* see admission_error */
 	int64_t last_seen_ms;    /* last attempt */
 	int64_t last_refused_ms; /* -1: never */
@@ -205,6 +206,18 @@ bool admission_recipient(struct admission *adm,
 			 const struct admission_ticket *ticket, int64_t now_ms);
 
 /*
+ * May the session try to log in?  Nothing is counted unless the answer is no:
+ * it is failures that cost.  Each is charged by admission_login_failed(), also
+ * above the rate: whoever asks many times at once has to wait the longer.  The
+ * ticket is held.
+ */
+bool admission_login(struct admission *adm,
+		     const struct admission_ticket *ticket, int64_t now_ms);
+void admission_login_failed(struct admission *adm,
+			    const struct admission_ticket *ticket,
+			    int64_t now_ms);
+
+/*
  * The session's client made a mistake: counted for its source, which loses as
  * much good standing as a message earns.
  */
@@ -245,7 +258,7 @@ bool admission_stressed(struct admission *adm);
 uint64_t admission_count(const struct admission *adm,
 			 enum admission_verdict verdict);
 
-/* How often this rate refused: a session, a message, a recipient. */
+/* How often this rate refused: a session, a message, a recipient, a login. */
 uint64_t admission_limited(const struct admission *adm,
 			   enum admission_rate rate);
 
@@ -290,10 +303,13 @@ const char *admission_verdict_reply(enum admission_verdict verdict);
 /* For operators: what happened, and which key says so. */
 const char *admission_verdict_help(enum admission_verdict verdict);
 
-/* "session", "message", "recipient". */
+/* "session", "message", "recipient", "login". */
 const char *admission_rate_name(enum admission_rate rate);
 
-/* The whole reply, no CRLF: 421 for a session, otherwise "450 4.7.1 ...". */
+/*
+ * The whole reply, no CRLF: 421 for a session, 454 for a login, otherwise
+ * "450 4.7.1 ...".
+ */
 const char *admission_rate_reply(enum admission_rate rate);
 
 /*

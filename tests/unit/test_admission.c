@@ -495,6 +495,8 @@ static void an_allowed_source_is_held_to_the_global_limit_only(void **state)
 	for (int i = 0; i < 10; i++) {
 		assert_true(admission_message(adm, &tickets[0], 0));
 		assert_true(admission_recipient(adm, &tickets[0], 0));
+		admission_login_failed(adm, &tickets[0], 0);
+		assert_true(admission_login(adm, &tickets[0], 0));
 	}
 	/* Its sessions are not its neighbours'. */
 	assert_int_equal(open_text(adm, "10.0.0.2", 0, &neighbour),
@@ -976,6 +978,44 @@ static void a_rate_that_changes_begins_anew_and_no_other(void **state)
 	unmake(adm);
 }
 
+static void only_failed_logins_cost_and_each_of_them(void **state)
+{
+	struct admission_config config = plain_config();
+	struct admission_ticket one, same, other;
+
+	(void)state;
+	config.rates[ADMISSION_RATE_LOGIN] = (struct admission_rate_limit){
+		2, 1000, 2
+	};
+	struct admission *adm = make(&config);
+
+	assert_int_equal(open_text(adm, "192.0.2.1", 0, &one), 0);
+	assert_int_equal(open_text(adm, "192.0.2.1", 0, &same), 0);
+	assert_int_equal(open_text(adm, "192.0.2.2", 0, &other), 0);
+	for (int i = 0; i < 10; i++)
+		assert_true(admission_login(adm, &one, 10));
+	admission_login_failed(adm, &one, 10);
+	assert_true(admission_login(adm, &same, 10));
+	admission_login_failed(adm, &same, 10);
+	assert_false(admission_login(adm, &one, 10));
+	assert_false(admission_login(adm, &same, 509));
+	assert_true(admission_login(adm, &same, 510));
+	assert_true(admission_login(adm, &other, 10));
+
+	/* Asked in time by many at once: all that fails is paid for. */
+	for (int i = 0; i < 4; i++)
+		admission_login_failed(adm, &one, 510);
+	assert_false(admission_login(adm, &one, 2509));
+	assert_true(admission_login(adm, &one, 2510));
+
+	const struct admission_row row = find_row(adm, ADMISSION_KIND_SOURCE,
+						  "192.0.2.1");
+
+	assert_int_equal(row.limited, 3);
+	assert_int_equal(admission_limited(adm, ADMISSION_RATE_LOGIN), 3);
+	unmake(adm);
+}
+
 static void stress_has_two_marks(void **state)
 {
 	/* clang-format off */
@@ -1292,6 +1332,7 @@ static void every_verdict_and_rate_has_its_words(void **state)
 		{ ADMISSION_RATE_SESSION, "session", "421 4.7.0 " },
 		{ ADMISSION_RATE_MESSAGE, "message", "450 4.7.1 " },
 		{ ADMISSION_RATE_RECIPIENT, "recipient", "450 4.7.1 " },
+		{ ADMISSION_RATE_LOGIN, "login", "454 4.7.0 " },
 	};
 
 	(void)state;
@@ -1547,6 +1588,7 @@ int main(void)
 		cmocka_unit_test(a_refused_session_is_not_charged_to_the_rate),
 		cmocka_unit_test(new_limits_hold_at_once_and_old_sessions_stay),
 		cmocka_unit_test(a_rate_that_changes_begins_anew_and_no_other),
+		cmocka_unit_test(only_failed_logins_cost_and_each_of_them),
 		cmocka_unit_test(stress_has_two_marks),
 		cmocka_unit_test(stress_is_noted_between_two_questions),
 		cmocka_unit_test(the_longest_unused_entry_goes_first),
