@@ -457,6 +457,28 @@ static size_t put_address(uint8_t *at, const struct cidr_addr *addr, bool v6)
 	return len;
 }
 
+/* Section 2.2.6: how the client came to us. */
+static size_t put_tls(uint8_t *at, const struct proxyproto_tls *tls)
+{
+	size_t n = TLV_HEAD;
+
+	assert(tls->version_len <= PROXYPROTO_TLS_VERSION_MAX);
+	at[0] = TLV_SSL;
+	at[n++] = (uint8_t)((tls->tls ? CLIENT_SSL : 0) |
+			    (tls->cert ? CLIENT_CERT : 0));
+	/* 0 is said of a certificate that was verified, and nothing else. */
+	memset(at + n, tls->cert && tls->verified ? 0 : 0xff, 4);
+	n += 4;
+	if (tls->version_len > 0) {
+		at[n++] = TLV_SSL_VERSION;
+		n += put_u16(at + n, tls->version_len);
+		memcpy(at + n, tls->version, tls->version_len);
+		n += tls->version_len;
+	}
+	(void)put_u16(at + 1, (uint16_t)(n - TLV_HEAD));
+	return n;
+}
+
 static size_t write_binary(uint8_t *buf, const struct proxyproto_header *h,
 			   bool known, bool v6)
 {
@@ -479,6 +501,8 @@ static size_t write_binary(uint8_t *buf, const struct proxyproto_header *h,
 		memcpy(buf + n, h->id, h->id_len);
 		n += h->id_len;
 	}
+	if (h->tls.said)
+		n += put_tls(buf + n, &h->tls);
 	(void)put_u16(buf + 14, (uint16_t)(n - FIXED_LEN));
 	assert(n <= PROXYPROTO_WRITE_MAX);
 	return n;

@@ -103,8 +103,8 @@ enum proxyproto_result proxyproto_feed(struct proxyproto *p,
  * Write a header of h->version; returns its octets.  LOCAL and UNSPEC have no
  * addresses ("PROXY UNKNOWN" in version 1).  Otherwise the family is that of
  * the addresses (both IPv4: INET; else INET6).  Version 2 has the unique id,
- * up to PROXYPROTO_ID_MAX octets, if id_len > 0.  h->tls is not written, nor
- * UNIX, which is UNSPEC here.
+ * up to PROXYPROTO_ID_MAX octets, if id_len > 0, and h->tls if that was said.
+ * UNIX is UNSPEC here.
  */
 size_t proxyproto_write(uint8_t buf[PROXYPROTO_WRITE_MAX],
 			const struct proxyproto_header *h);

@@ -439,6 +439,50 @@ static void binary_headers_are_written(void **state)
 	assert_memory_equal(buf, inet6, len);
 }
 
+static void tls_is_written_and_read_again(void **state)
+{
+	(void)state;
+	static const struct {
+		bool tls, cert, verified, reads_verified;
+		const char *version;
+	} cases[] = {
+		{ true, false, false, false, "TLSv1.3" },
+		{ true, true, true, true, "TLSv1.2" },
+		{ true, true, false, false, "0123456789abcdef" },
+		{ false, false, false, false, "" },
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct proxyproto_header h = of(2, "192.0.2.1", "198.51.100.2",
+						A128);
+		uint8_t buf[PROXYPROTO_WRITE_MAX];
+		struct proxyproto p;
+		size_t used;
+
+		h.tls = (struct proxyproto_tls){
+			.said = true,
+			.tls = cases[i].tls,
+			.cert = cases[i].cert,
+			.verified = cases[i].verified,
+			.version_len = (uint8_t)strlen(cases[i].version),
+		};
+		memcpy(h.tls.version, cases[i].version, h.tls.version_len);
+		proxyproto_begin(&p);
+		assert_int_equal(proxyproto_feed(&p, buf,
+						 proxyproto_write(buf, &h),
+						 &used),
+				 PROXYPROTO_DONE);
+		assert_true(p.header.tls.said);
+		assert_int_equal(p.header.tls.tls, cases[i].tls);
+		assert_int_equal(p.header.tls.cert, cases[i].cert);
+		assert_int_equal(p.header.tls.verified,
+				 cases[i].reads_verified);
+		assert_int_equal(p.header.tls.version_len, h.tls.version_len);
+		assert_memory_equal(p.header.tls.version, h.tls.version,
+				    h.tls.version_len);
+	}
+}
+
 static void what_is_written_is_read_again(void **state)
 {
 	(void)state;
@@ -483,6 +527,7 @@ int main(void)
 			what_is_no_header_is_known_by_its_first_octets),
 		cmocka_unit_test(lines_are_written),
 		cmocka_unit_test(binary_headers_are_written),
+		cmocka_unit_test(tls_is_written_and_read_again),
 		cmocka_unit_test(what_is_written_is_read_again),
 	};
 
