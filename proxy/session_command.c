@@ -64,6 +64,7 @@ static void helo(const struct saying *c)
 {
 	struct session *s = c->s;
 	struct session_plan *plan = c->plan;
+	struct smtp_ehlo offer = { 0 };
 	struct session_act *act;
 	size_t n;
 
@@ -81,9 +82,10 @@ static void helo(const struct saying *c)
 			s->offered &= ~(unsigned)SMTP_EXT_CHUNKING;
 		if (!(s->offered & SMTP_EXT_CHUNKING))
 			s->offered &= ~(unsigned)SMTP_EXT_BINARYMIME;
+		offer.ext = s->offered;
+		offer.size = session_size_limit(s, c->env);
 		n = smtp_ehlo_write(plan->scratch, sizeof(plan->scratch),
-				    c->env->config->weir.hostname, s->offered,
-				    session_size_limit(s, c->env));
+				    c->env->config->weir.hostname, &offer);
 	} else {
 		n = (size_t)snprintf(plan->scratch, sizeof(plan->scratch),
 				     "250 %s\r\n",

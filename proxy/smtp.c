@@ -174,6 +174,7 @@ enum want {
 	WANT_HOST,
 	WANT_PATH,
 	WANT_CHUNK,
+	WANT_MECHANISM,
 };
 
 struct verb {
@@ -197,7 +198,7 @@ static const struct verb verbs[] = {
 	[SMTP_VERB_HELP]     = { "HELP",     WANT_ANY },
 	[SMTP_VERB_QUIT]     = { "QUIT",     WANT_NONE },
 	[SMTP_VERB_STARTTLS] = { "STARTTLS", WANT_NONE },
-	[SMTP_VERB_AUTH]     = { "AUTH",     WANT_SOME },
+	[SMTP_VERB_AUTH]     = { "AUTH",     WANT_MECHANISM },
 	[SMTP_VERB_ETRN]     = { "ETRN",     WANT_ANY },
 	[SMTP_VERB_TURN]     = { "TURN",     WANT_ANY },
 	[SMTP_VERB_XCLIENT]  = { "XCLIENT",  WANT_ANY },
@@ -453,6 +454,7 @@ enum value {
 	VALUE_RET,
 	VALUE_NOTIFY,
 	VALUE_PRIORITY,
+	VALUE_SUBMITTER,
 };
 
 struct param {
@@ -472,7 +474,7 @@ static const struct param params[] = {
 	{ "BY",          SMTP_VERB_MAIL, VALUE_TEXT,     SMTP_EXT_DELIVERBY },
 	{ "MT-PRIORITY", SMTP_VERB_MAIL, VALUE_PRIORITY, SMTP_EXT_MT_PRIORITY },
 	{ "REQUIRETLS",  SMTP_VERB_MAIL, VALUE_NONE,     SMTP_EXT_REQUIRETLS },
-	{ "AUTH",        SMTP_VERB_MAIL, VALUE_TEXT,     SMTP_EXT_AUTH },
+	{ "AUTH",        SMTP_VERB_MAIL, VALUE_SUBMITTER, SMTP_EXT_AUTH },
 	{ "NOTIFY",      SMTP_VERB_RCPT, VALUE_NOTIFY,   SMTP_EXT_DSN },
 	{ "ORCPT",       SMTP_VERB_RCPT, VALUE_TEXT,     SMTP_EXT_DSN },
 };
@@ -527,6 +529,29 @@ static bool is_priority(struct span value)
 	return value.len == 1 && is_digit(value.at[0]);
 }
 
+static bool is_hex(char c)
+{
+	return is_digit(c) || (c >= 'A' && c <= 'F') || (c >= 'a' && c <= 'f');
+}
+
+/*
+ * xtext (RFC 3461, section 4; <> is spelled in it as well), for RFC 4954,
+ * section 5.  Eighth bits come with SMTPUTF8: RFC 6533, section 3.
+ */
+static bool is_submitter(struct span value)
+{
+	for (size_t i = 0; i < value.len; i++) {
+		if (value.at[i] == '=')
+			return false;
+		if (value.at[i] != '+')
+			continue;
+		if (value.len - i < 3 || !is_hex(value.at[i + 1]) ||
+		    !is_hex(value.at[i + 2]))
+			return false;
+	}
+	return value.len > 0;
+}
+
 static bool read_value(enum value kind, struct span value,
 		       struct smtp_command *cmd)
 {
@@ -549,6 +574,8 @@ static bool read_value(enum value kind, struct span value,
 		return is_notify(value);
 	case VALUE_PRIORITY:
 		return is_priority(value);
+	case VALUE_SUBMITTER:
+		return is_submitter(value);
 	}
 	return false;
 }
@@ -636,6 +663,109 @@ static enum smtp_syntax read_chunk(struct smtp_command *cmd)
 	return SMTP_SYNTAX_OK;
 }
 
+/* ---- AUTH ---- */
+
+/* By bit. */
+static const char *const auth_names[] = {
+	"PLAIN",       "LOGIN",       "CRAM-MD5",      "XOAUTH2",
+	"OAUTHBEARER", "SCRAM-SHA-1", "SCRAM-SHA-256",
+};
+static_assert(COUNT(auth_names) == SMTP_AUTH_BITS, "a name for each bit");
+static_assert(SMTP_AUTH_SCRAM_SHA_256 == 1 << (SMTP_AUTH_BITS - 1),
+	      "no bit left out");
+
+/* By bit. */
+static const char *const xclient_names[] = {
+	"NAME",  "ADDR",     "PORT",     "PROTO",        "HELO",
+	"LOGIN", "DESTADDR", "DESTPORT", "REVERSE_NAME",
+};
+static_assert(COUNT(xclient_names) == SMTP_XCLIENT_BITS, "a name for each bit");
+static_assert(SMTP_XCLIENT_REVERSE_NAME == 1 << (SMTP_XCLIENT_BITS - 1),
+	      "no bit left out");
+
+/* The bit of the table's row that word names; 0 if there is none. */
+static unsigned bit_of(struct span word, const char *const *names, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		if (span_is(word, names[i]))
+			return 1U << i;
+	}
+	return 0;
+}
+
+static const char *name_of(unsigned bit, const char *const *names, size_t count)
+{
+	for (size_t i = 0; i < count; i++) {
+		if (bit == 1U << i)
+			return names[i];
+	}
+	return "?";
+}
+
+const char *smtp_auth_name(enum smtp_auth bit)
+{
+	return name_of(bit, auth_names, COUNT(auth_names));
+}
+
+const char *smtp_xclient_name(enum smtp_xclient bit)
+{
+	return name_of(bit, xclient_names, COUNT(xclient_names));
+}
+
+/* RFC 4422, section 3.1, in either case. */
+static bool is_mechanism(struct span s)
+{
+	for (size_t i = 0; i < s.len; i++) {
+		char c = s.at[i];
+
+		if (!is_letter(c) && !is_digit(c) && c != '-' && c != '_')
+			return false;
+	}
+	return s.len > 0;
+}
+
+/* The octets of base64 and, at the end, at most two that fill it up. */
+static bool is_base64(struct span s)
+{
+	size_t fill = 0;
+
+	while (fill < s.len && fill < 2 && s.at[s.len - fill - 1] == '=')
+		fill++;
+	for (size_t i = 0; i < s.len - fill; i++) {
+		char c = s.at[i];
+
+		if (!is_letter(c) && !is_digit(c) && c != '+' && c != '/')
+			return false;
+	}
+	return true;
+}
+
+bool smtp_auth_line_fits(const char *text, size_t len)
+{
+	struct span s = { text, len };
+
+	assert(text != NULL || len == 0);
+	return is_base64(s) || span_is(s, "*");
+}
+
+/* mechanism [initial-response]: RFC 4954, section 4 */
+static enum smtp_syntax read_mechanism(struct smtp_command *cmd)
+{
+	struct span rest = { cmd->arg, cmd->arg_len };
+	struct span mechanism = span_next_word(&rest);
+
+	if (mechanism.len == 0)
+		return SMTP_SYNTAX_ARG_MISSING;
+	if (!is_mechanism(mechanism) || !is_base64(rest))
+		return SMTP_SYNTAX_ARG_BAD;
+	cmd->auth = bit_of(mechanism, auth_names, COUNT(auth_names));
+	if (rest.len > 0) {
+		cmd->initial = rest.at;
+		cmd->initial_len = rest.len;
+	}
+	return SMTP_SYNTAX_OK;
+}
+
 static enum smtp_syntax read_args(struct smtp_command *cmd)
 {
 	switch (verbs[cmd->verb].want) {
@@ -658,6 +788,8 @@ static enum smtp_syntax read_args(struct smtp_command *cmd)
 					: SMTP_SYNTAX_ARG_MISSING;
 	case WANT_CHUNK:
 		return read_chunk(cmd);
+	case WANT_MECHANISM:
+		return read_mechanism(cmd);
 	}
 	return SMTP_SYNTAX_UNKNOWN;
 }
@@ -715,11 +847,17 @@ static_assert(SMTP_EXT_XFORWARD == 1 << (SMTP_EXT_BITS - 1), "no bit left out");
 
 const char *smtp_ext_name(enum smtp_ext bit)
 {
-	for (size_t i = 0; i < COUNT(ext_names); i++) {
-		if ((unsigned)bit == 1U << i)
-			return ext_names[i];
-	}
-	return "?";
+	return name_of(bit, ext_names, COUNT(ext_names));
+}
+
+/* The bits of all the words of s that the table knows. */
+static unsigned bits_of(struct span s, const char *const *names, size_t count)
+{
+	unsigned bits = 0;
+
+	while (s.len > 0)
+		bits |= bit_of(span_next_word(&s), names, count);
+	return bits;
 }
 
 unsigned smtp_ehlo_keyword(const char *line, size_t len, struct smtp_ehlo *ehlo)
@@ -733,18 +871,24 @@ unsigned smtp_ehlo_keyword(const char *line, size_t len, struct smtp_ehlo *ehlo)
 					  : NULL;
 
 	/* "AUTH=LOGIN": before RFC 4954, and still about */
-	if (equals != NULL)
+	if (equals != NULL) {
 		word.len = (size_t)(equals - word.at);
-	for (size_t i = 0; i < COUNT(ext_names); i++) {
-		if (!span_is(word, ext_names[i]))
-			continue;
-		ehlo->ext |= 1U << i;
-		if (1U << i == SMTP_EXT_SIZE &&
-		    !span_to_u64(span_next_word(&rest), &ehlo->size))
-			ehlo->size = 0;
-		return 1U << i;
+		rest = (struct span){ line, len };
+		rest = span_skip(rest, (size_t)(equals - line) + 1);
 	}
-	return 0;
+
+	unsigned bit = bit_of(word, ext_names, COUNT(ext_names));
+
+	ehlo->ext |= bit;
+	if (bit == SMTP_EXT_AUTH)
+		ehlo->auth |= bits_of(rest, auth_names, COUNT(auth_names));
+	if (bit == SMTP_EXT_XCLIENT)
+		ehlo->xclient |= bits_of(rest, xclient_names,
+					 COUNT(xclient_names));
+	if (bit == SMTP_EXT_SIZE &&
+	    !span_to_u64(span_next_word(&rest), &ehlo->size))
+		ehlo->size = 0;
+	return bit;
 }
 
 /* Append words to buf at *len; the caller has made sure of the room. */
@@ -754,37 +898,55 @@ static void put(char *buf, size_t *len, const char *words)
 		buf[(*len)++] = *words++;
 }
 
-static_assert(SMTP_DOMAIN_MAX + SMTP_EXT_BITS * 32 + 40 < SMTP_EHLO_REPLY_MAX,
-	      "every keyword fits, with its code and CRLF and SIZE's digits");
+static_assert(SMTP_DOMAIN_MAX + SMTP_EXT_BITS * 32 + SMTP_AUTH_BITS * 16 + 40 <
+		      SMTP_EHLO_REPLY_MAX,
+	      "every keyword fits, with its code and CRLF, SIZE's digits and "
+	      "AUTH's mechanisms");
+
+/* What stands behind the keyword of one bit. */
+static void put_offer(char *buf, size_t *len, unsigned bit,
+		      const struct smtp_ehlo *offer)
+{
+	char digits[24];
+
+	if (bit == SMTP_EXT_SIZE && offer->size > 0) {
+		(void)snprintf(digits, sizeof(digits), " %" PRIu64,
+			       offer->size);
+		put(buf, len, digits);
+	}
+	for (size_t i = 0; bit == SMTP_EXT_AUTH && i < COUNT(auth_names); i++) {
+		if ((offer->auth & 1U << i) == 0)
+			continue;
+		put(buf, len, " ");
+		put(buf, len, auth_names[i]);
+	}
+}
 
 size_t smtp_ehlo_write(char *buf, size_t cap, const char *hostname,
-		       unsigned ext, uint64_t size)
+		       const struct smtp_ehlo *offer)
 {
 	assert(cap >= SMTP_EHLO_REPLY_MAX);
 	assert(strlen(hostname) <= SMTP_DOMAIN_MAX);
 
 	size_t len = 0, last = 0;
+	unsigned ext = offer->ext & (SMTP_EXT_RELAYED | SMTP_EXT_OWN);
 
-	ext &= (unsigned)SMTP_EXT_RELAYED | SMTP_EXT_STARTTLS;
 	ext |= (unsigned)SMTP_EXT_PIPELINING | SMTP_EXT_ENHANCED;
 	if ((ext & SMTP_EXT_CHUNKING) == 0)
 		ext &= ~(unsigned)SMTP_EXT_BINARYMIME;
+	if ((offer->auth & ((1U << SMTP_AUTH_BITS) - 1)) == 0)
+		ext &= ~(unsigned)SMTP_EXT_AUTH;
 
 	put(buf, &len, "250-");
 	put(buf, &len, hostname);
 	for (size_t i = 0; i < COUNT(ext_names); i++) {
-		char digits[24];
-
 		if ((ext & 1U << i) == 0)
 			continue;
 		put(buf, &len, "\r\n");
 		last = len;
 		put(buf, &len, "250-");
 		put(buf, &len, ext_names[i]);
-		if (1U << i != SMTP_EXT_SIZE || size == 0)
-			continue;
-		(void)snprintf(digits, sizeof(digits), " %" PRIu64, size);
-		put(buf, &len, digits);
+		put_offer(buf, &len, 1U << i, offer);
 	}
 	put(buf, &len, "\r\n");
 	buf[last + 3] = ' ';

@@ -78,6 +78,39 @@ enum smtp_ext {
 			   SMTP_EXT_CHUNKING | SMTP_EXT_BINARYMIME |
 			   SMTP_EXT_DELIVERBY | SMTP_EXT_MT_PRIORITY |
 			   SMTP_EXT_REQUIRETLS,
+	/* What weir offers by itself, as the listener has it. */
+	SMTP_EXT_OWN = SMTP_EXT_STARTTLS | SMTP_EXT_AUTH,
+};
+
+/*
+ * SASL mechanisms that may be relayed, a bit each.  None whose name ends in
+ * -PLUS: they bind to the TLS of one leg, and there are two.
+ */
+enum smtp_auth {
+	SMTP_AUTH_PLAIN = 1 << 0,         /* RFC 4616 */
+	SMTP_AUTH_LOGIN = 1 << 1,         /* draft-murchison-sasl-login */
+	SMTP_AUTH_CRAM_MD5 = 1 << 2,      /* RFC 2195 */
+	SMTP_AUTH_XOAUTH2 = 1 << 3,       /* Google, Microsoft */
+	SMTP_AUTH_OAUTHBEARER = 1 << 4,   /* RFC 7628 */
+	SMTP_AUTH_SCRAM_SHA_1 = 1 << 5,   /* RFC 5802 */
+	SMTP_AUTH_SCRAM_SHA_256 = 1 << 6, /* RFC 7677 */
+
+	SMTP_AUTH_BITS = 7,
+};
+
+/* What XCLIENT may tell, a bit for each attribute: Postfix XCLIENT_README. */
+enum smtp_xclient {
+	SMTP_XCLIENT_NAME = 1 << 0,
+	SMTP_XCLIENT_ADDR = 1 << 1,
+	SMTP_XCLIENT_PORT = 1 << 2,
+	SMTP_XCLIENT_PROTO = 1 << 3,
+	SMTP_XCLIENT_HELO = 1 << 4,
+	SMTP_XCLIENT_LOGIN = 1 << 5,
+	SMTP_XCLIENT_DESTADDR = 1 << 6,
+	SMTP_XCLIENT_DESTPORT = 1 << 7,
+	SMTP_XCLIENT_REVERSE_NAME = 1 << 8,
+
+	SMTP_XCLIENT_BITS = 9,
 };
 
 /* ---- command lines, from a client ---- */
@@ -161,7 +194,8 @@ enum smtp_syntax {
 	SMTP_SYNTAX_EMPTY,         /* 500: no verb at all */
 	SMTP_SYNTAX_ARG_MISSING,   /* 501: EHLO, VRFY, BDAT, ... alone */
 	SMTP_SYNTAX_ARG_UNWANTED,  /* 501: DATA, RSET, QUIT, ... with one */
-	SMTP_SYNTAX_ARG_BAD,       /* 501: not FROM:, no number, ... */
+	SMTP_SYNTAX_ARG_BAD,       /* 501: not FROM:, no number, no base64,
+				      ... */
 	SMTP_SYNTAX_HOST_BAD,      /* 501: no domain or address literal */
 	SMTP_SYNTAX_SENDER_BAD,    /* 501: reverse-path */
 	SMTP_SYNTAX_RECIPIENT_BAD, /* 501: forward-path */
@@ -196,6 +230,12 @@ struct smtp_command {
 	enum smtp_body_type body; /* MAIL */
 	uint64_t size;            /* MAIL: of SIZE=, if ext has its bit;
 				     BDAT: of the chunk, if size_known */
+	unsigned auth;       /* AUTH: enum smtp_auth, one bit; 0 if it is no
+				   mechanism that we know: 504 5.5.4 */
+	const char *initial; /* AUTH: the initial response, "=" if that is
+				   empty; NULL: none.  Credentials: never in
+				   a log line, nor is arg */
+	size_t initial_len;  /* octets */
 	bool size_known; /* BDAT: size was readable: swallow that many octets
 			    even if the command is refused; if false the
 			    stream cannot be followed: close */
@@ -207,9 +247,17 @@ struct smtp_command {
  * Lenient where real clients are: blanks around, FROM: <a@b>, paths without
  * <>, source routes (read over, RFC 5321 appendix C), underscores and final
  * dots in names.  Strict where laxness is dangerous: controls, blanks in an
- * EHLO name (it is said again to backends), invalid UTF-8, sizes.
+ * EHLO name (it is said again to backends), invalid UTF-8, sizes, anything but
+ * base64 in a response of AUTH (RFC 4954, section 4; how many octets make it
+ * whole is for the backend to say).
  */
 struct smtp_command smtp_command_parse(const char *text, size_t len);
+
+/*
+ * Whether a line (without CRLF) may be a client's answer to 334: base64, "="
+ * or "*", which gives up, or empty (RFC 4954, section 4).
+ */
+bool smtp_auth_line_fits(const char *text, size_t len);
 
 /* The verb in capitals; "other", "foreign".  NUL-terminated, never NULL. */
 const char *smtp_verb_name(enum smtp_verb verb);
@@ -224,13 +272,17 @@ const char *smtp_syntax_reply(enum smtp_syntax syntax);
 
 /* What an EHLO reply offers. */
 struct smtp_ehlo {
-	unsigned ext;  /* enum smtp_ext bits */
-	uint64_t size; /* of SIZE; 0: no limit, or none said */
+	unsigned ext;     /* enum smtp_ext bits */
+	unsigned auth;    /* enum smtp_auth bits of AUTH, those we know */
+	unsigned xclient; /* enum smtp_xclient bits, those we know */
+	uint64_t size;    /* of SIZE; 0: no limit, or none said */
 };
 
 /*
  * Read one line of an EHLO reply, behind "250-", into *ehlo.  Returns the
- * enum smtp_ext bit, or 0 for a keyword that we do not know.
+ * enum smtp_ext bit, or 0 for a keyword that we do not know.  "AUTH=LOGIN",
+ * from before RFC 4954, is read as "AUTH LOGIN"; of several AUTH lines all
+ * mechanisms count.
  */
 unsigned smtp_ehlo_keyword(const char *line, size_t len,
 			   struct smtp_ehlo *ehlo);
@@ -390,17 +442,23 @@ size_t smtp_undot(struct smtp_undot *u, void *buf, size_t len);
 
 /* ---- our own words ---- */
 
-/* The EHLO keyword of one bit.  NUL-terminated, never NULL. */
+/*
+ * The keyword of one bit of EHLO, of AUTH or of XCLIENT.  NUL-terminated,
+ * never NULL.
+ */
 const char *smtp_ext_name(enum smtp_ext bit);
+const char *smtp_auth_name(enum smtp_auth bit);
+const char *smtp_xclient_name(enum smtp_xclient bit);
 
 /*
  * Write weir's reply to EHLO: hostname (NUL-terminated, at most
- * SMTP_DOMAIN_MAX octets), PIPELINING and ENHANCEDSTATUSCODES always, of ext
- * what SMTP_EXT_RELAYED and STARTTLS hold.  SIZE carries `size` unless that
- * is 0; BINARYMIME is left out without CHUNKING (RFC 3030, section 3).
+ * SMTP_DOMAIN_MAX octets), PIPELINING and ENHANCEDSTATUSCODES always, of
+ * offer->ext what SMTP_EXT_RELAYED and SMTP_EXT_OWN hold.  SIZE carries
+ * offer->size unless that is 0; AUTH carries offer->auth and is left out
+ * if that is 0; BINARYMIME is left out without CHUNKING (RFC 3030, section 3).
  * cap is at least SMTP_EHLO_REPLY_MAX.  Returns octets written; no NUL.
  */
 size_t smtp_ehlo_write(char *buf, size_t cap, const char *hostname,
-		       unsigned ext, uint64_t size);
+		       const struct smtp_ehlo *offer);
 
 #endif

@@ -25,6 +25,10 @@ static void check_command(const struct smtp_line *line)
 	assert(within(cmd.path, cmd.path_len, line));
 	assert(within(cmd.domain, cmd.domain_len, line));
 	assert(within(cmd.params, cmd.params_len, line));
+	assert(within(cmd.initial, cmd.initial_len, line));
+	assert((cmd.auth & (cmd.auth - 1)) == 0);
+	assert((cmd.auth & ~((1U << SMTP_AUTH_BITS) - 1)) == 0);
+	(void)smtp_auth_line_fits(line->text, line->len);
 	if (cmd.syntax != SMTP_SYNTAX_OK)
 		return;
 	/* what is said again to a backend cannot say more than one thing */
@@ -35,6 +39,14 @@ static void check_command(const struct smtp_line *line)
 	if (cmd.verb == SMTP_VERB_MAIL || cmd.verb == SMTP_VERB_RCPT) {
 		assert(cmd.path != NULL);
 		assert((cmd.ext & ~((1U << SMTP_EXT_BITS) - 1)) == 0);
+	}
+	/* so is AUTH, and what answers 334 */
+	if (cmd.verb == SMTP_VERB_AUTH) {
+		assert(cmd.initial == NULL || cmd.initial_len > 0);
+		assert(smtp_auth_line_fits(cmd.initial, cmd.initial_len));
+		for (size_t i = 0; i < cmd.arg_len; i++)
+			assert(cmd.arg[i] == ' ' || cmd.arg[i] == '\t' ||
+			       (cmd.arg[i] > ' ' && cmd.arg[i] < 0x7f));
 	}
 	if (cmd.verb == SMTP_VERB_RCPT)
 		assert(cmd.path_len > 0);

@@ -35,6 +35,8 @@ static void check_same(const struct smtp_reply_parser *a,
 	assert(a->lines == b->lines && a->octets == b->octets);
 	assert(a->truncated == b->truncated);
 	assert(a->ehlo.ext == b->ehlo.ext && a->ehlo.size == b->ehlo.size);
+	assert(a->ehlo.auth == b->ehlo.auth);
+	assert(a->ehlo.xclient == b->ehlo.xclient);
 	assert(a->head_len == b->head_len && a->text_len == b->text_len);
 	assert(memcmp(a->head, b->head, a->head_len) == 0);
 	assert(memcmp(a->text, b->text, a->text_len) == 0);
@@ -83,6 +85,30 @@ static void check_whole(const struct smtp_reply_parser *r, const char *text,
 	assert(lines == r->lines);
 }
 
+/* Bits are of the table; what a keyword brings comes with the keyword. */
+static void check_offer(const struct smtp_ehlo *ehlo)
+{
+	char buf[SMTP_EHLO_REPLY_MAX];
+	struct smtp_reply_parser own;
+	size_t used;
+
+	assert((ehlo->ext & ~((1U << SMTP_EXT_BITS) - 1)) == 0);
+	assert((ehlo->auth & ~((1U << SMTP_AUTH_BITS) - 1)) == 0);
+	assert((ehlo->xclient & ~((1U << SMTP_XCLIENT_BITS) - 1)) == 0);
+	assert(ehlo->auth == 0 || (ehlo->ext & SMTP_EXT_AUTH));
+	assert(ehlo->xclient == 0 || (ehlo->ext & SMTP_EXT_XCLIENT));
+
+	/* Offered on, it offers no more than that and weir's own two. */
+	size_t len = smtp_ehlo_write(buf, sizeof(buf), "mx.test", ehlo);
+
+	smtp_reply_begin(&own, true);
+	assert(smtp_reply_feed(&own, buf, len, &used) == SMTP_REPLY_WHOLE);
+	assert(used == len && own.ehlo.auth == ehlo->auth);
+	assert(own.ehlo.xclient == 0);
+	assert((own.ehlo.ext &
+		~(ehlo->ext | SMTP_EXT_PIPELINING | SMTP_EXT_ENHANCED)) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	if (size < 2)
@@ -110,6 +136,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		check_same(&whole, &parts);
 		check_same(&whole, &ones);
 		check_head(&whole);
+		check_offer(&whole.ehlo);
 		assert((got == SMTP_REPLY_BAD) ==
 		       (whole.bad != SMTP_REPLY_GOOD));
 		if (got == SMTP_REPLY_WHOLE)

@@ -193,6 +193,22 @@ static const struct command_case commands[] = {
 	  SMTP_SYNTAX_ARG_MISSING, "" },
 	{ "AUTH wants a mechanism", S("AUTH"), SMTP_VERB_AUTH,
 	  SMTP_SYNTAX_ARG_MISSING, "" },
+	{ "a mechanism alone", S("AUTH LOGIN"), SMTP_VERB_AUTH, SMTP_SYNTAX_OK,
+	  "LOGIN" },
+	{ "a mechanism is a word of its letters", S("AUTH PL/AIN"),
+	  SMTP_VERB_AUTH, SMTP_SYNTAX_ARG_BAD, "PL/AIN" },
+	{ "a response is one word", S("AUTH PLAIN AGE AGI"), SMTP_VERB_AUTH,
+	  SMTP_SYNTAX_ARG_BAD, "PLAIN AGE AGI" },
+	{ "and base64", S("AUTH PLAIN a.b"), SMTP_VERB_AUTH,
+	  SMTP_SYNTAX_ARG_BAD, "PLAIN a.b" },
+	{ "with no more than it is filled up with", S("AUTH PLAIN AA==="),
+	  SMTP_VERB_AUTH, SMTP_SYNTAX_ARG_BAD, "PLAIN AA===" },
+	{ "at its end", S("AUTH PLAIN A=AA"), SMTP_VERB_AUTH,
+	  SMTP_SYNTAX_ARG_BAD, "PLAIN A=AA" },
+	{ "giving up is no initial response", S("AUTH PLAIN *"), SMTP_VERB_AUTH,
+	  SMTP_SYNTAX_ARG_BAD, "PLAIN *" },
+	{ "nor are eighth bits", S("AUTH PLAIN \344\344"), SMTP_VERB_AUTH,
+	  SMTP_SYNTAX_ARG_BAD, "PLAIN \344\344" },
 	{ "XCLIENT is known, to be refused", S("XCLIENT ADDR=127.0.0.1"),
 	  SMTP_VERB_XCLIENT, SMTP_SYNTAX_OK, "ADDR=127.0.0.1" },
 	{ "XFORWARD too", S("XFORWARD NAME=x"), SMTP_VERB_XFORWARD,
@@ -248,6 +264,82 @@ static void commands_are_told_apart_with_their_form_judged(void **state)
 		assert_int_equal(got.arg_len, strlen(c->arg));
 		assert_memory_equal(got.arg, c->arg, got.arg_len);
 	}
+}
+
+static void span_equal(const char *at, size_t len, const char *want)
+{
+	if (want == NULL) {
+		assert_null(at);
+		assert_int_equal(len, 0);
+		return;
+	}
+	assert_int_equal(len, strlen(want));
+	assert_memory_equal(at, want, len);
+}
+
+struct auth_case {
+	const char *about;
+	const char *text;
+	unsigned auth;
+	const char *initial; /* NULL: none */
+};
+
+static const struct auth_case auths[] = {
+	{ "no initial response", "AUTH PLAIN", SMTP_AUTH_PLAIN, NULL },
+	{ "with one", "AUTH PLAIN AGEAYg==", SMTP_AUTH_PLAIN, "AGEAYg==" },
+	{ "an empty one (RFC 4954)", "AUTH PLAIN =", SMTP_AUTH_PLAIN, "=" },
+	{ "in any case", "auth login YQ==", SMTP_AUTH_LOGIN, "YQ==" },
+	{ "blanks between", "AUTH   XOAUTH2 \t dXNlcj1h/+  ", SMTP_AUTH_XOAUTH2,
+	  "dXNlcj1h/+" },
+	{ "CRAM-MD5", "AUTH CRAM-MD5", SMTP_AUTH_CRAM_MD5, NULL },
+	{ "OAUTHBEARER", "AUTH OAUTHBEARER bg==", SMTP_AUTH_OAUTHBEARER,
+	  "bg==" },
+	{ "SCRAM-SHA-1", "AUTH SCRAM-SHA-1 bg", SMTP_AUTH_SCRAM_SHA_1, "bg" },
+	{ "SCRAM-SHA-256", "AUTH SCRAM-SHA-256", SMTP_AUTH_SCRAM_SHA_256,
+	  NULL },
+	{ "what binds to a channel is not known", "AUTH SCRAM-SHA-256-PLUS", 0,
+	  NULL },
+	{ "nor is what nobody relays", "AUTH NTLM TlRM", 0, "TlRM" },
+	{ "a prefix is no mechanism", "AUTH PLAI", 0, NULL },
+};
+
+static void auth_tells_the_mechanism_and_its_first_word(void **state)
+{
+	(void)state;
+	for (size_t i = 0; i < COUNT(auths); i++) {
+		const struct auth_case *c = &auths[i];
+		struct smtp_command got = smtp_command_parse(c->text,
+							     strlen(c->text));
+
+		print_message("  %s\n", c->about);
+		assert_int_equal(got.syntax, SMTP_SYNTAX_OK);
+		assert_int_equal(got.auth, c->auth);
+		span_equal(got.initial, got.initial_len, c->initial);
+	}
+	for (unsigned i = 0; i < SMTP_AUTH_BITS; i++) {
+		const char *mechanism = smtp_auth_name(
+			(enum smtp_auth)(1U << i));
+		char text[64];
+		int len = snprintf(text, sizeof(text), "AUTH %s", mechanism);
+
+		assert_int_equal(smtp_command_parse(text, (size_t)len).auth,
+				 1U << i);
+	}
+}
+
+static void answer_to_334_is_base64_or_gives_up(void **state)
+{
+	(void)state;
+	assert_true(smtp_auth_line_fits(S("dXNlcg==")));
+	assert_true(smtp_auth_line_fits(S("*")));
+	assert_true(smtp_auth_line_fits(S("=")));
+	assert_true(smtp_auth_line_fits(S("")));
+	assert_true(smtp_auth_line_fits(NULL, 0));
+	assert_false(smtp_auth_line_fits(S("**")));
+	assert_false(smtp_auth_line_fits(S("QUIT now")));
+	assert_false(smtp_auth_line_fits(S("YQ==\001")));
+	assert_false(smtp_auth_line_fits(S("YQ\0\0")));
+	assert_false(smtp_auth_line_fits(S("===")));
 }
 
 static void ehlo_name_may_not_be_longer_than_a_domain(void **state)
@@ -352,17 +444,6 @@ static const struct path_case paths[] = {
 	  NULL, "" },
 };
 
-static void span_equal(const char *at, size_t len, const char *want)
-{
-	if (want == NULL) {
-		assert_null(at);
-		assert_int_equal(len, 0);
-		return;
-	}
-	assert_int_equal(len, strlen(want));
-	assert_memory_equal(at, want, len);
-}
-
 static void paths_are_read_as_real_clients_write_them(void **state)
 {
 	(void)state;
@@ -426,6 +507,18 @@ static const struct param_case params[] = {
 	{ "MAIL FROM:<a@b> MT-PRIORITY=12", SMTP_SYNTAX_PARAM_BAD, 0 },
 	{ "MAIL FROM:<a@b> REQUIRETLS", SMTP_SYNTAX_OK, SMTP_EXT_REQUIRETLS },
 	{ "MAIL FROM:<a@b> AUTH=<>", SMTP_SYNTAX_OK, SMTP_EXT_AUTH },
+	{ "MAIL FROM:<a@b> AUTH=e+3Dmc2@example.com", SMTP_SYNTAX_OK,
+	  SMTP_EXT_AUTH },
+	{ "MAIL FROM:<a@b> auth=a+2b@b SIZE=1", SMTP_SYNTAX_OK,
+	  SMTP_EXT_AUTH | SMTP_EXT_SIZE },
+	{ "MAIL FROM:<a@b> AUTH=a=b", SMTP_SYNTAX_PARAM_BAD, 0 },
+	{ "MAIL FROM:<a@b> AUTH=a+3", SMTP_SYNTAX_PARAM_BAD, 0 },
+	{ "MAIL FROM:<a@b> AUTH=a+", SMTP_SYNTAX_PARAM_BAD, 0 },
+	{ "MAIL FROM:<a@b> AUTH=a+3G", SMTP_SYNTAX_PARAM_BAD, 0 },
+	{ "MAIL FROM:<a@b> AUTH=", SMTP_SYNTAX_PARAM_BAD, 0 },
+	{ "MAIL FROM:<a@b> AUTH", SMTP_SYNTAX_PARAM_BAD, 0 },
+	{ "MAIL FROM:<a@b> AUTH=<> AUTH=<>", SMTP_SYNTAX_PARAM_BAD, 0 },
+	{ "MAIL FROM:<a@b> AUTH=a\001b", SMTP_SYNTAX_PARAM_BAD, 0 },
 	{ "MAIL FROM:<a@b> NOTIFY=NEVER", SMTP_SYNTAX_PARAM_UNKNOWN, 0 },
 	{ "MAIL FROM:<a@b> XOORG=x", SMTP_SYNTAX_PARAM_UNKNOWN, 0 },
 	{ "MAIL FROM:<a@b> =5", SMTP_SYNTAX_PARAM_UNKNOWN, 0 },
@@ -701,6 +794,8 @@ static void ehlo_reply_tells_what_is_offered(void **state)
 					     SMTP_EXT_XCLIENT |
 					     SMTP_EXT_CHUNKING);
 	assert_int_equal(r.ehlo.size, 52428800);
+	assert_int_equal(r.ehlo.auth, SMTP_AUTH_LOGIN | SMTP_AUTH_PLAIN);
+	assert_int_equal(r.ehlo.xclient, SMTP_XCLIENT_NAME | SMTP_XCLIENT_ADDR);
 
 	smtp_reply_begin(&r, true);
 	assert_int_equal(smtp_reply_feed(&r, S("250 SIZE 1\r\n"), &used),
@@ -732,6 +827,79 @@ static void ehlo_size_without_a_number_means_no_limit(void **state)
 	assert_int_equal(ehlo.size, 0);
 	assert_int_equal(smtp_ehlo_keyword(S(""), &ehlo), 0);
 	assert_int_equal(smtp_ehlo_keyword(NULL, 0, &ehlo), 0);
+}
+
+struct offer_case {
+	const char *line;
+	unsigned ext, auth, xclient;
+};
+
+#define XCLIENT_ALL ((1U << SMTP_XCLIENT_BITS) - 1)
+
+static const struct offer_case offers[] = {
+	{ "AUTH PLAIN LOGIN", SMTP_EXT_AUTH, SMTP_AUTH_PLAIN | SMTP_AUTH_LOGIN,
+	  0 },
+	{ "AUTH=PLAIN LOGIN", SMTP_EXT_AUTH, SMTP_AUTH_PLAIN | SMTP_AUTH_LOGIN,
+	  0 },
+	{ "AUTH= PLAIN", SMTP_EXT_AUTH, SMTP_AUTH_PLAIN, 0 },
+	{ "auth\tcram-md5  xoauth2 ", SMTP_EXT_AUTH,
+	  SMTP_AUTH_CRAM_MD5 | SMTP_AUTH_XOAUTH2, 0 },
+	{ "AUTH SCRAM-SHA-256-PLUS SCRAM-SHA-1-PLUS SCRAM-SHA-1", SMTP_EXT_AUTH,
+	  SMTP_AUTH_SCRAM_SHA_1, 0 },
+	{ "AUTH SCRAM-SHA-256 OAUTHBEARER GSSAPI NTLM", SMTP_EXT_AUTH,
+	  SMTP_AUTH_SCRAM_SHA_256 | SMTP_AUTH_OAUTHBEARER, 0 },
+	{ "AUTH", SMTP_EXT_AUTH, 0, 0 },
+	{ "AUTH=", SMTP_EXT_AUTH, 0, 0 },
+	{ "AUTHX PLAIN", 0, 0, 0 },
+	{ "STARTTLS", SMTP_EXT_STARTTLS, 0, 0 },
+	/* Postfix 3.7 */
+	{ "XCLIENT NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTADDR "
+	  "DESTPORT",
+	  SMTP_EXT_XCLIENT, 0, XCLIENT_ALL },
+	/* KumoMTA */
+	{ "XCLIENT ADDR PORT DESTADDR DESTPORT", SMTP_EXT_XCLIENT, 0,
+	  SMTP_XCLIENT_ADDR | SMTP_XCLIENT_PORT | SMTP_XCLIENT_DESTADDR |
+		  SMTP_XCLIENT_DESTPORT },
+	/* Dovecot: what it alone knows is not ours to say */
+	{ "xclient addr port proto helo login session ttl timeout forward",
+	  SMTP_EXT_XCLIENT, 0,
+	  SMTP_XCLIENT_ADDR | SMTP_XCLIENT_PORT | SMTP_XCLIENT_PROTO |
+		  SMTP_XCLIENT_HELO | SMTP_XCLIENT_LOGIN },
+	{ "XCLIENT", SMTP_EXT_XCLIENT, 0, 0 },
+	{ "XFORWARD NAME ADDR", SMTP_EXT_XFORWARD, 0, 0 },
+};
+
+static void ehlo_lines_tell_mechanisms_and_attributes(void **state)
+{
+	struct smtp_ehlo all = { 0 };
+
+	(void)state;
+	for (size_t i = 0; i < COUNT(offers); i++) {
+		const struct offer_case *c = &offers[i];
+		struct smtp_ehlo ehlo = { 0 };
+
+		print_message("  %s\n", c->line);
+		assert_int_equal(
+			smtp_ehlo_keyword(c->line, strlen(c->line), &ehlo),
+			c->ext);
+		assert_int_equal(ehlo.ext, c->ext);
+		assert_int_equal(ehlo.auth, c->auth);
+		assert_int_equal(ehlo.xclient, c->xclient);
+	}
+	/* Many servers have a line of either form. */
+	(void)smtp_ehlo_keyword(S("AUTH PLAIN"), &all);
+	(void)smtp_ehlo_keyword(S("AUTH=LOGIN"), &all);
+	assert_int_equal(all.auth, SMTP_AUTH_PLAIN | SMTP_AUTH_LOGIN);
+	for (unsigned i = 0; i < SMTP_XCLIENT_BITS; i++) {
+		struct smtp_ehlo ehlo = { 0 };
+		char text[64];
+		int len = snprintf(
+			text, sizeof(text), "XCLIENT %s",
+			smtp_xclient_name((enum smtp_xclient)(1U << i)));
+
+		(void)smtp_ehlo_keyword(text, (size_t)len, &ehlo);
+		assert_int_equal(ehlo.xclient, 1U << i);
+	}
 }
 
 struct esc_case {
@@ -839,22 +1007,32 @@ static void our_ehlo_reply_reads_back_as_what_was_offered(void **state)
 	memset(name, 'm', SMTP_DOMAIN_MAX);
 	name[SMTP_DOMAIN_MAX] = '\0';
 	for (unsigned ext = 0; ext < 1U << SMTP_EXT_BITS; ext++) {
+		const struct smtp_ehlo offer = {
+			.ext = ext,
+			.auth = ext & ((1U << SMTP_AUTH_BITS) - 1),
+			.xclient = XCLIENT_ALL,
+			.size = UINT64_MAX,
+		};
 		struct smtp_reply_parser r;
-		size_t len = smtp_ehlo_write(buf, sizeof(buf), name, ext,
-					     UINT64_MAX);
+		size_t len = smtp_ehlo_write(buf, sizeof(buf), name, &offer);
 		unsigned want = (ext & ((unsigned)SMTP_EXT_RELAYED |
-					SMTP_EXT_STARTTLS)) |
+					SMTP_EXT_STARTTLS | SMTP_EXT_AUTH)) |
 				own;
 		size_t used;
 
 		if ((ext & SMTP_EXT_CHUNKING) == 0)
 			want &= ~(unsigned)SMTP_EXT_BINARYMIME;
+		if (offer.auth == 0)
+			want &= ~(unsigned)SMTP_EXT_AUTH;
 		smtp_reply_begin(&r, true);
 		assert_int_equal(smtp_reply_feed(&r, buf, len, &used),
 				 SMTP_REPLY_WHOLE);
 		assert_int_equal(used, len);
 		assert_int_equal(r.code, 250);
 		assert_int_equal(r.ehlo.ext, want);
+		assert_int_equal(r.ehlo.auth,
+				 want & SMTP_EXT_AUTH ? offer.auth : 0);
+		assert_int_equal(r.ehlo.xclient, 0);
 		if ((ext & SMTP_EXT_SIZE) != 0)
 			assert_true(r.ehlo.size == UINT64_MAX);
 	}
@@ -862,13 +1040,19 @@ static void our_ehlo_reply_reads_back_as_what_was_offered(void **state)
 
 static void our_ehlo_reply_is_written_out_as_the_rfc_has_it(void **state)
 {
-	static const char want[] = "250-mx.test\r\n250-SIZE\r\n250-8BITMIME\r\n"
-				   "250-PIPELINING\r\n"
-				   "250 ENHANCEDSTATUSCODES\r\n";
+	static const char want[] =
+		"250-mx.test\r\n250-SIZE\r\n250-8BITMIME\r\n"
+		"250-AUTH PLAIN LOGIN SCRAM-SHA-256\r\n"
+		"250-PIPELINING\r\n250-ENHANCEDSTATUSCODES\r\n"
+		"250 STARTTLS\r\n";
+	static const struct smtp_ehlo offer = {
+		.ext = SMTP_EXT_SIZE | SMTP_EXT_8BITMIME | SMTP_EXT_XCLIENT |
+		       SMTP_EXT_STARTTLS | SMTP_EXT_AUTH,
+		.auth = SMTP_AUTH_SCRAM_SHA_256 | SMTP_AUTH_PLAIN |
+			SMTP_AUTH_LOGIN,
+	};
 	char buf[SMTP_EHLO_REPLY_MAX];
-	size_t len = smtp_ehlo_write(
-		buf, sizeof(buf), "mx.test",
-		SMTP_EXT_SIZE | SMTP_EXT_8BITMIME | SMTP_EXT_XCLIENT, 0);
+	size_t len = smtp_ehlo_write(buf, sizeof(buf), "mx.test", &offer);
 
 	(void)state;
 	assert_int_equal(len, sizeof(want) - 1);
@@ -1428,6 +1612,8 @@ int main(void)
 		cmocka_unit_test(binary_openings_are_told_from_commands),
 		cmocka_unit_test(
 			commands_are_told_apart_with_their_form_judged),
+		cmocka_unit_test(auth_tells_the_mechanism_and_its_first_word),
+		cmocka_unit_test(answer_to_334_is_base64_or_gives_up),
 		cmocka_unit_test(ehlo_name_may_not_be_longer_than_a_domain),
 		cmocka_unit_test(paths_are_read_as_real_clients_write_them),
 		cmocka_unit_test(eighth_bits_in_path_or_parameters_are_flagged),
@@ -1441,6 +1627,7 @@ int main(void)
 		cmocka_unit_test(reply_of_too_many_lines_is_bad),
 		cmocka_unit_test(ehlo_reply_tells_what_is_offered),
 		cmocka_unit_test(ehlo_size_without_a_number_means_no_limit),
+		cmocka_unit_test(ehlo_lines_tell_mechanisms_and_attributes),
 		cmocka_unit_test(
 			enhanced_codes_are_found_where_servers_put_them),
 		cmocka_unit_test(
