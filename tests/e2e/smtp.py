@@ -2,6 +2,7 @@
 
 import re
 import socket
+import ssl
 import threading
 import time
 
@@ -104,6 +105,9 @@ class Client:
         code, text = self.reply()
         if code != 220:
             raise Refused(code, text)
+        return self.ehlo(name)
+
+    def ehlo(self, name="client.test"):
         code, text = self.cmd("EHLO " + name)
         if code != 250:
             raise Refused(code, text)
@@ -116,6 +120,55 @@ class Client:
         answer = self.cmd("QUIT")
         self.close()
         return answer
+
+    def secure(self, context=None, name="mx.test", session=None):
+        """The handshake; all later octets go through TLS."""
+        try:
+            self.sock = (context or trusting()).wrap_socket(
+                self.sock, server_hostname=name, session=session)
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise Gone(f"handshake: {error}") from error
+
+    def starttls(self, context=None, name="mx.test", session=None):
+        expect("STARTTLS", self.cmd("STARTTLS"), 220)
+        if self.buffer:
+            raise AssertionError(f"behind the 220: {self.buffer!r}")
+        self.secure(context, name, session)
+
+
+def trusting(cafile=None, version=None):
+    """A context that takes any certificate, or with cafile only good ones;
+    of one version of TLS only, if told."""
+    context = ssl.create_default_context(cafile=cafile)
+    if not cafile:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if version:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+class Secured(Client):
+    """A client that uses TLS, by STARTTLS in hello() or from the start."""
+
+    def __init__(self, port, implicit=False, context=None, name="mx.test",
+                 session=None, **more):
+        super().__init__(port, **more)
+        self.implicit = implicit
+        self.how = (context, name, session)
+        if implicit:
+            self.secure(*self.how)
+
+    def hello(self, name="client.test"):
+        """Greeting and EHLO, STARTTLS and EHLO; the keywords offered."""
+        super().hello(name)
+        if not self.implicit:
+            self.plain_keywords, self.keywords = self.keywords, {}
+            self.starttls(*self.how)
+            self.ehlo(name)
+        return self.keywords
 
 
 class Refused(Exception):
@@ -207,8 +260,9 @@ class Crowd:
     """
 
     def __init__(self, port, messages, threads=8, way="pipelined", kept=4,
-                 pause=0.0, sources=(None,)):
+                 pause=0.0, sources=(None,), kind=Client):
         self.port = port
+        self.kind = kind        # makes a Client from a port and a source
         self.sources = sources  # addresses to come from, in turn
         self.messages = list(messages)
         self.todo = list(reversed(self.messages))
@@ -255,7 +309,7 @@ class Crowd:
         message = self.take()
         while message:
             try:
-                client = Client(self.port, source=source)
+                client = self.kind(self.port, source=source)
             except Gone as error:
                 self.note(self.broken, (message.ident, str(error)))
                 message = self.take()

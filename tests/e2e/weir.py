@@ -41,7 +41,9 @@ STANDARD = {
                   "max_per_aggregate": 0, "max_percent_per_source": "0%",
                   "tarpit": "0"},
     "timeouts": {},
-    "farm": {},
+    "tls": {},
+    # the servers here store whatever they are sent
+    "farm": {"relay_guard": "off"},
     # nearly all clients come from one address
     "room": {"per_source": 1000},
     "health": {"interval": "1s", "down_interval": "100ms", "rise": 1,
@@ -66,16 +68,20 @@ def fields(line):
 
 class Weir:
     """One weir.  `backends` is a list of (name, thing with .address or
-    "host:port", {keys}); sections are given by name: farm={"tries": 1}."""
+    "host:port", {keys}); sections are given by name: farm={"tries": 1}.
+    `listeners` are further ones, name -> {keys}; ports[name] is where."""
 
     def __init__(self, backends, listen=None, listener=None, wrap=(),
-                 preexec=None, env=None, stderr=None, **sections):
+                 preexec=None, env=None, stderr=None, listeners=None,
+                 **sections):
         self.dir = os.path.join(world.work(), f"weir-{next(COUNT)}")
         os.makedirs(self.dir)
         self.control = os.path.join(self.dir, "control.sock")
         self.port = lib.free_port()
         self.listen = listen or [f"127.0.0.1:{self.port}"]
         self.listener = listener or {}
+        self.listeners = listeners or {}
+        self.ports = {name: lib.free_port() for name in self.listeners}
         self.backends = backends
         self.sections = sections
         self.wrap = list(wrap)
@@ -106,6 +112,9 @@ class Weir:
         for name, keys in sections.items():
             section(name, keys)
         section("listener in", dict(self.listener, listen=self.listen))
+        for name, keys in self.listeners.items():
+            section("listener " + name, dict(
+                {"listen": f"127.0.0.1:{self.ports[name]}"}, **keys))
         for name, thing, keys in self.backends:
             section("backend " + name,
                     dict({"address": getattr(thing, "address", thing),
@@ -114,9 +123,21 @@ class Weir:
 
     # --- life ---
 
-    def launch(self):
+    def write(self):
         with open(self.path, "w", encoding="utf-8") as file:
             file.write(self.text())
+
+    def reload(self):
+        """With the configuration as it is now; what the log says of it."""
+        self.write()
+        before = len(self.log("event=reload", "result="))
+        self.ctl("reload")
+        return lib.wait_until(
+            lambda: self.log("event=reload", "result=")[before:],
+            "weir says what came of the reload")[-1]
+
+    def launch(self):
+        self.write()
         self.child = subprocess.Popen(
             self.wrap + [program("weir"), "-c", self.path],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
