@@ -121,6 +121,8 @@ NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
 NEEDS_session_hold := $(NEEDS_session)
 NEEDS_upstream  := proxy/upstream.c proxy/smtp.c balancer/busy.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
+NEEDS_sim_tls   := $(addprefix tests/sim/,sim_net.c sim_talk.c sim_tls.c sim_wire.c) \
+                   tests/unit/tls_certs.c
 NEEDS_health    := health/health.c
 NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c
 NEEDS_limit     := balancer/limit.c
@@ -143,6 +145,7 @@ LIBS_limit_model := -lm
 LIBS_quantity := -lm
 LIBS_tls := -lssl -lcrypto
 LIBS_tls_context := $(LIBS_tls)
+LIBS_sim_tls := $(LIBS_tls)
 
 .SECONDEXPANSION:
 $(UNITS:%=$(B)/test_%): $(B)/test_%: $(B)/tests/unit/test_%.o \
@@ -152,8 +155,8 @@ $(UNITS:%=$(B)/test_%): $(B)/test_%: $(B)/tests/unit/test_%.o \
 unit: $(UNITS:%=$(B)/test_%)
 	@set -e; for t in $^; do ./$$t; done
 
-$(B)/weir-sim: $(call obj,$(SIM) $(CORE))
-	$(CC) $(ALL_LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ -linih -lm
+$(B)/weir-sim: $(call obj,$(SIM) tests/unit/tls_certs.c $(CORE))
+	$(CC) $(ALL_LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ -linih -lm -lssl -lcrypto
 SEEDS ?= 1..200
 sim: $(B)/weir-sim
 	$(B)/weir-sim --seeds $(SEEDS)

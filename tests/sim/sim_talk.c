@@ -5,17 +5,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/sim/sim_wire.h"
+
 enum { STEP_MAX = 1024, REPLY_MAX = 32768, BODY_LINE = 70 };
 
 struct sim_talk {
 	struct sim *sim;
 	const char *at; /* the rest of the script */
-	struct sim_end *end;
+	struct sim_wire wire;
+	bool came; /* it has tried to connect */
 	union sim_addr from, to;
 	sim_talk_fn *fn;
 	void *owner;
 	struct sim_timer timer;
 	bool open, done, waiting, deaf, closed, fin, slow_busy;
+	bool ended_well; /* TLS too, if there was any */
 	int64_t slow_us;
 	int64_t mark_us;
 	unsigned long reads; /* of the step "reads" so far */
@@ -47,7 +51,7 @@ static void slow_fires(struct sim_talk *t)
 	if (t->closed)
 		t->pending_at = t->pending_len;
 	else
-		sim_end_say(t->end, t->pending + t->pending_at++, 1);
+		sim_wire_say(&t->wire, t->pending + t->pending_at++, 1);
 	t->slow_busy = true;
 	t->waiting = true;
 	sim_timer_set(t->sim, &t->timer, sim_now_us(t->sim) + t->slow_us);
@@ -57,8 +61,8 @@ static void say(struct sim_talk *t, const void *octets, size_t len)
 {
 	if (t->closed)
 		return;
-	if (t->slow_us == 0) {
-		sim_end_say(t->end, octets, len);
+	if (t->slow_us == 0 || t->wire.tls != NULL) {
+		sim_wire_say(&t->wire, octets, len);
 		return;
 	}
 	free(t->pending);
@@ -76,9 +80,9 @@ static unsigned hex(char c)
 	return c <= '9' ? (unsigned)(c - '0') : (unsigned)(c - 'a' + 10);
 }
 
-static void say_escaped(struct sim_talk *t, const char *text)
+/* Octets of out. */
+static size_t unescape(const char *text, char out[STEP_MAX])
 {
-	char out[STEP_MAX];
 	size_t n = 0;
 
 	for (; *text != '\0'; text++) {
@@ -101,7 +105,23 @@ static void say_escaped(struct sim_talk *t, const char *text)
 			out[n++] = *text;
 		}
 	}
-	say(t, out, n);
+	return n;
+}
+
+static void say_escaped(struct sim_talk *t, const char *text)
+{
+	char out[STEP_MAX];
+
+	say(t, out, unescape(text, out));
+}
+
+/* As it is, past TLS. */
+static void say_raw(struct sim_talk *t, const char *text)
+{
+	char out[STEP_MAX];
+
+	if (!t->closed)
+		sim_wire_say_raw(&t->wire, out, unescape(text, out));
 }
 
 static void say_body(struct sim_talk *t, size_t len)
@@ -175,16 +195,18 @@ static bool expect_reply(struct sim_talk *t, const char *text)
 static void listen_on(struct sim_talk *t)
 {
 	while (!t->deaf && !t->closed) {
-		size_t n = sim_end_read(t->end, t->inbox + t->inbox_len,
-					REPLY_MAX - 1 - t->inbox_len);
+		size_t n = sim_wire_read(&t->wire, t->inbox + t->inbox_len,
+					 REPLY_MAX - 1 - t->inbox_len);
 
 		if (n == 0)
 			break;
 		t->inbox_len += n;
 		t->inbox[t->inbox_len] = '\0';
 	}
-	if (!t->closed && sim_end_at_fin(t->end))
+	if (!t->closed && sim_wire_at_end(&t->wire)) {
 		t->fin = true;
+		t->ended_well = sim_wire_ended_well(&t->wire);
+	}
 }
 
 /* --- steps --- */
@@ -222,13 +244,116 @@ static void close_now(struct sim_talk *t, bool reset)
 	if (t->closed)
 		return;
 	t->closed = true;
-	if (t->end == NULL)
-		return;
 	if (reset)
-		sim_end_reset(t->end);
+		sim_wire_reset(&t->wire);
 	else
-		sim_end_close(t->end);
-	t->end = NULL;
+		sim_wire_close(&t->wire);
+}
+
+/* --- TLS --- */
+
+/* Words of a step: how TLS is to begin. */
+static void begin_tls(struct sim_talk *t, const char *words)
+{
+	struct sim_tls_wish wish = { 0 };
+
+	wish.old = strstr(words, "1.2") != NULL;
+	wish.card = strstr(words, "card") != NULL;
+	if (strstr(words, "mx2") != NULL)
+		wish.name = "mx2.test";
+	const char *at = strstr(words, "drawer ");
+	if (at != NULL)
+		wish.drawer = (unsigned)strtoul(at + 7, NULL, 10);
+	at = strstr(words, "records ");
+	if (at != NULL)
+		wish.record = strtoul(at + 8, NULL, 10);
+	if (t->inbox_len > 0)
+		wrong(t, "before the handshake", t->inbox);
+	if (t->closed)
+		wrong(t, "it is closed", "");
+	else
+		sim_wire_secure(&t->wire, &wish);
+}
+
+/* False: the handshake goes on. */
+static bool await_tls(struct sim_talk *t)
+{
+	if (sim_wire_is_secure(&t->wire))
+		return true;
+	if (t->closed || t->fin)
+		wrong(t, "the end", "");
+	else if (sim_wire_has_failed(&t->wire))
+		wrong(t, "no TLS", sim_tls_about(t->wire.tls));
+	return t->done;
+}
+
+static bool has_failed(const struct sim_talk *t)
+{
+	return t->closed || t->fin || sim_wire_has_failed(&t->wire);
+}
+
+/* False: nothing has become of it yet. */
+static bool await_failure(struct sim_talk *t)
+{
+	if (!has_failed(t) && !sim_wire_is_secure(&t->wire))
+		return false;
+	if (!has_failed(t))
+		wrong(t, "TLS began", sim_tls_about(t->wire.tls));
+	return true;
+}
+
+static void check_tls(struct sim_talk *t, const char *text)
+{
+	const char *about = sim_wire_is_secure(&t->wire)
+				    ? sim_tls_about(t->wire.tls)
+				    : "no TLS";
+
+	if (strstr(about, text) == NULL)
+		wrong(t, "it is", about);
+}
+
+/* False: this step is none of TLS. */
+static bool do_tls(struct sim_talk *t, const char *step, bool *over)
+{
+	const char *rest;
+
+	*over = true;
+	if (is(step, "hello", &rest)) {
+		begin_tls(t, rest);
+	} else if (is(step, "secure", &rest)) {
+		if (t->wire.tls == NULL && !t->closed)
+			begin_tls(t, rest);
+		*over = await_tls(t);
+	} else if (is(step, "insecure", &rest)) {
+		*over = await_failure(t);
+	} else if (is(step, "failed", &rest)) {
+		*over = has_failed(t);
+	} else if (is(step, "agreed", &rest)) {
+		check_tls(t, rest);
+	} else if (is(step, "raw", &rest)) {
+		say_raw(t, rest);
+	} else if (is(step, "hold", &rest)) {
+		sim_wire_hold(&t->wire);
+	} else if (is(step, "go", &rest)) {
+		sim_wire_go(&t->wire);
+	} else if (is(step, "tamper", &rest)) {
+		sim_wire_tamper(&t->wire);
+	} else if (is(step, "tear", &rest)) {
+		sim_wire_tear(&t->wire);
+	} else if (is(step, "notify", &rest)) {
+		sim_wire_notify(&t->wire);
+	} else if (t->wire.tls != NULL && is(step, "records", &rest)) {
+		sim_tls_record(t->wire.tls, strtoul(rest, NULL, 10));
+	} else if (t->wire.tls != NULL && is(step, "rekey", &rest)) {
+		sim_tls_rekey(t->wire.tls);
+		sim_wire_flush(&t->wire);
+	} else if (t->wire.tls != NULL && is(step, "renegotiate", &rest)) {
+		sim_tls_renegotiate(t->wire.tls);
+		sim_wire_flush(&t->wire);
+	} else {
+		return false;
+	}
+	return true;
 }
 
 static long since_mark_ms(const struct sim_talk *t)
@@ -244,6 +369,8 @@ static bool do_end(struct sim_talk *t, const char *step)
 	if (is(step, "eof", &rest)) {
 		if (t->inbox_len > 0)
 			wrong(t, "read", t->inbox);
+		if (t->fin && !t->ended_well)
+			wrong(t, "TLS was cut", "");
 		if (t->fin)
 			close_now(t, false);
 		return t->closed;
@@ -298,6 +425,7 @@ static bool do_reading(struct sim_talk *t, const char *step)
 	}
 	return do_end(t, step);
 }
+
 static bool do_step(struct sim_talk *t, const char *step)
 {
 	const char *rest;
@@ -322,10 +450,12 @@ static bool do_step(struct sim_talk *t, const char *step)
 		t->mark_us = sim_now_us(t->sim);
 	} else if (is(step, "slow", &rest)) {
 		t->slow_us = SIM_MS * strtol(rest, NULL, 10);
+		if (t->wire.tls != NULL)
+			sim_wire_slow(&t->wire, t->slow_us);
 	} else if (is(step, "deaf", &rest)) {
 		t->deaf = true;
 	} else if (is(step, "fin", &rest)) {
-		sim_end_fin(t->end);
+		sim_wire_fin(&t->wire, false);
 	} else if (is(step, "rst", &rest)) {
 		close_now(t, true);
 	} else if (is(step, "close", &rest)) {
@@ -340,6 +470,8 @@ static bool do_step(struct sim_talk *t, const char *step)
 
 static void go_on(struct sim_talk *t)
 {
+	bool over;
+
 	while (!t->done && !t->waiting && (t->open || t->closed)) {
 		if (t->step[0] == '\0' && !take_step(t)) {
 			t->done = true;
@@ -348,7 +480,9 @@ static void go_on(struct sim_talk *t)
 			close_now(t, false);
 			return;
 		}
-		if (!do_step(t, t->step))
+		if (!do_tls(t, t->step, &over))
+			over = do_step(t, t->step);
+		if (!over)
 			return;
 		if (!t->done)
 			t->step[0] = '\0';
@@ -367,7 +501,7 @@ static void on_event(void *owner, struct sim_end *end, enum sim_what what,
 		t->open = true;
 		break;
 	case SIM_FAILED:
-		t->end = NULL;
+		t->wire.end = NULL;
 		t->closed = true;
 		wrong(t, "cannot connect", "");
 		return;
@@ -389,9 +523,11 @@ static void timer_fires(void *owner)
 {
 	struct sim_talk *t = owner;
 
-	if (t->end == NULL && !t->closed) {
-		t->end = sim_connect(t->sim, &t->to.sa, &t->from.sa, on_event,
-				     t);
+	if (!t->came) {
+		t->came = true;
+		sim_wire_open(&t->wire, t->sim,
+			      sim_connect(t->sim, &t->to.sa, &t->from.sa,
+					  on_event, t));
 		return;
 	}
 	t->waiting = false;

@@ -23,11 +23,33 @@
  *	mark         remember the time
  *	soon N       N milliseconds at most have passed since the mark
  *	after N      N milliseconds at least have passed since the mark
- *	eof          read the end of the stream, and nothing before it
+ *	eof          read the end of the stream, and nothing before it; of
+ *		     TLS, close_notify
  *	gone         the connection ends, whatever comes before
- *	slow N       from now on say an octet in N milliseconds
+ *	slow N       from now on say an octet in N milliseconds; in TLS, of
+ *		     records, and go on meanwhile
  *	deaf         read no more
  *	fin rst close
+ *
+ * Of TLS, which what is said and read is in from then on:
+ *
+ *	hello WORDS  begin, and wait for nothing; WORDS: "1.2": no newer; "card":
+ *		     show a certificate if asked; "mx2": ask for mx2.test;
+ *		     "drawer N": keep the session in that drawer, and resume
+ *		     what is in it; "records N": of N octets at most
+ *	secure WORDS begin, unless it has begun, and wait until it stands
+ *	insecure     wait until the handshake has failed, or the connection ended
+ *	failed       wait until TLS has failed, or the connection ended
+ *	agreed TEXT  TEXT is in "TLSv1.3 resumed", or the like
+ *	records N    from now on, N octets in a record at most
+ *	raw TEXT     say TEXT as it is, past TLS; escapes as above
+ *	hold, go     gather octets; and let them go in one piece
+ *	tamper       what is said next has a wrong octet in its records
+ *	tear         what is said next lacks its last octet
+ *	rekey        ask for other keys (TLS 1.3)
+ *	renegotiate  begin another handshake (TLS 1.2)
+ *	notify       close_notify
+ *
  *	! WORDS      tell the scene: WORDS, as many as it knows
  */
 
