@@ -72,8 +72,8 @@ RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c)
 WEIR := $(CORE) $(RING) $(addprefix proxy/,inspect.c logger.c main.c)
 
 # The two tools share nothing with the above: they bear witness against it.
-TOOLS := $(addprefix tests/,heap.c quantity.c stretch.c tally.c)
-SINK  := $(wildcard tests/sink*.c) $(TOOLS)
+TOOLS := $(addprefix tests/,heap.c quantity.c secure.c stretch.c tally.c)
+SINK  := $(wildcard tests/sink*.c) tests/cert.c $(TOOLS)
 LOAD  := $(wildcard tests/load*.c) tests/histogram.c $(TOOLS)
 
 obj = $(patsubst %.c,$(B)/%.o,$(1))
@@ -89,9 +89,9 @@ $(B)/weir: $(call obj,$(WEIR))
 $(B)/weirctl: $(call obj,$(addprefix proxy/,ctl.c ctl_status.c advice.c))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^
 $(B)/weir-load: $(call obj,$(LOAD))
-	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto -lm
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lssl -lcrypto -lm
 $(B)/weir-sink: $(call obj,$(SINK))
-	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lcrypto
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -lssl -lcrypto
 
 # --- tests: tests/unit/test_NAME.c is linked with what NEEDS_NAME lists ---
 

@@ -14,6 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/cert.h"
 #include "tests/quantity.h"
 #include "tests/sink_control.h"
 #include "tests/sink_session.h"
@@ -34,6 +35,7 @@ struct signals {
 struct options {
 	const char *control;
 	bool quiet;
+	char error[ERROR_MAX]; /* why it cannot start */
 };
 
 static const char usage_text[] =
@@ -50,6 +52,9 @@ static const char usage_text[] =
 	"  -c, --control PORT|PATH accept commands there: stats, kill NAME,\n"
 	"                          start NAME, stop NAME, cut NAME,\n"
 	"                          set NAME KEY VALUE, show NAME, help\n"
+	"  -C, --make-cert FILE    write a PEM certificate that signs itself, with\n"
+	"                          its key, and end; FILE,NAME,...: for these\n"
+	"                          names (" CERT_NAMES ")\n"
 	"  -n, --no-hash           do not compute SHA-256 of messages\n"
 	"  -S, --seed N            for everything that is random (1)\n"
 	"  -q, --quiet             no summary at the end\n"
@@ -71,7 +76,7 @@ static const char usage_text[] =
 static const char rules_text[] =
 	"\n"
 	"and for each STAGE of greeting, ehlo, mail, rcpt, data, eod (the\n"
-	"reply to a message), quit:\n"
+	"reply to a message), quit, starttls, auth-reply, xclient-reply:\n"
 	"\n"
 	"  STAGE         none             reply in place of the usual one;\n"
 	"                                 \\n ends a line, 421 also closes\n"
@@ -364,6 +369,26 @@ static void open_store(struct sink *sink, const char *dir)
 	sink->store_dir = dir;
 }
 
+/* "FILE" or "FILE,NAME,..." */
+static void write_cert(const char *spec)
+{
+	size_t len = strcspn(spec, ",");
+	char *path = strndup(spec, len);
+	X509 *cert = NULL;
+	EVP_PKEY *key = NULL;
+
+	if (path == NULL)
+		err(1, "out of memory");
+	cert_make(spec[len] == ',' ? spec + len + 1 : CERT_NAMES, &cert, &key);
+	int result = cert_write(path, cert, key);
+
+	if (result < 0)
+		errx(1, "%s: %s", path, strerror(-result));
+	X509_free(cert);
+	EVP_PKEY_free(key);
+	free(path);
+}
+
 static void read_options(struct sink *sink, struct options *options, int argc,
 			 char **argv)
 {
@@ -373,6 +398,7 @@ static void read_options(struct sink *sink, struct options *options, int argc,
 		{ "store", required_argument, NULL, 's' },
 		{ "journal", required_argument, NULL, 'j' },
 		{ "control", required_argument, NULL, 'c' },
+		{ "make-cert", required_argument, NULL, 'C' },
 		{ "no-hash", no_argument, NULL, 'n' },
 		{ "seed", required_argument, NULL, 'S' },
 		{ "quiet", no_argument, NULL, 'q' },
@@ -381,19 +407,18 @@ static void read_options(struct sink *sink, struct options *options, int argc,
 		{ NULL, 0, NULL, 0 },
 	};
 	struct sink_mta *model = sink_mta_new(sink);
-	char error[ERROR_MAX];
 	int c = 0;
 
-	while ((c = getopt_long(argc, argv, "m:e:s:j:c:nS:qvh", longs, NULL)) !=
-	       -1) {
+	while ((c = getopt_long(argc, argv, "m:e:s:j:c:C:nS:qvh", longs,
+				NULL)) != -1) {
 		switch (c) {
 		case 'm':
 			add_mta(sink, model, optarg);
 			break;
 		case 'e':
-			if (!sink_mta_configure(model, optarg, error,
-						sizeof(error)))
-				errx(1, "--each: %s", error);
+			if (!sink_mta_configure(model, optarg, options->error,
+						ERROR_MAX))
+				errx(1, "--each: %s", options->error);
 			break;
 		case 's':
 			open_store(sink, optarg);
@@ -404,6 +429,9 @@ static void read_options(struct sink *sink, struct options *options, int argc,
 		case 'c':
 			options->control = optarg;
 			break;
+		case 'C':
+			write_cert(optarg);
+			exit(0);
 		case 'n':
 			sink->hash = false;
 			break;
@@ -434,10 +462,13 @@ static void read_options(struct sink *sink, struct options *options, int argc,
 		errx(1, "no --mta was given; weir-sink -h explains all");
 }
 
-static void start(struct sink *sink, const struct options *options)
+static void start(struct sink *sink, struct options *options)
 {
 	for (size_t i = 0; i < sink->mta_count; i++) {
 		struct sink_mta *mta = sink->mtas[i];
+
+		if (!sink_tls_prepare(mta, options->error, ERROR_MAX))
+			errx(1, "%s: %s", mta->name, options->error);
 		int result = sink_mta_listen(mta);
 
 		if (result < 0) {
@@ -469,6 +500,8 @@ static void finish(struct sink *sink, const struct options *options)
 	free(sink->mtas);
 	free(sink->read_buf);
 	heap_free(&sink->timers);
+	X509_free(sink->cert);
+	EVP_PKEY_free(sink->key);
 	tally_free(&sink->tally);
 	sink_marks_free(&sink->marks);
 	(void)close(sink->epoll_fd);
@@ -486,8 +519,9 @@ int main(int argc, char **argv)
 	struct options options = { 0 };
 	struct signals signals = { 0 };
 	struct sink_control *control = NULL;
-	char error[ERROR_MAX];
 
+	/* OpenSSL writes without MSG_NOSIGNAL. */
+	(void)signal(SIGPIPE, SIG_IGN);
 	if (sink.epoll_fd < 0 || sink.read_buf == NULL)
 		err(1, "start");
 	tally_init(&sink.tally);
@@ -496,10 +530,10 @@ int main(int argc, char **argv)
 	raise_limit();
 	signals_open(&sink, &signals);
 	if (options.control != NULL) {
-		control = sink_control_open(&sink, options.control, error,
-					    sizeof(error));
+		control = sink_control_open(&sink, options.control,
+					    options.error, ERROR_MAX);
 		if (control == NULL)
-			errx(1, "%s", error);
+			errx(1, "%s", options.error);
 	}
 	start(&sink, &options);
 	loop(&sink, &signals);

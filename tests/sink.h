@@ -18,6 +18,9 @@
  *   sink_mta.c      one MTA: its settings, its listener, its statistics
  *   sink_session.c  sockets and time: accept, slots, paced replies, death
  *   sink_smtp.c     what the server says: commands and replies
+ *   sink_tls.c      STARTTLS and TLS from the first octet
+ *   sink_login.c    AUTH PLAIN and LOGIN
+ *   sink_xclient.c  XCLIENT, of the proxies before it
  *   sink_message.c  one message: parsing, hashing, store, journal
  *   sink_control.c  the line protocol that changes an MTA at run time
  *
@@ -31,6 +34,7 @@ enum {
 	SINK_RCPTS_MAX = 10000, /* so that a peer cannot fill our memory */
 	SINK_ID_MAX = 64,       /* octets kept of an X-Test-Id */
 	SINK_HELO_MAX = 255,
+	SINK_LOGIN_MAX = 255,
 };
 
 /* The replies that can be changed, delayed, or be the last ones. */
@@ -42,6 +46,9 @@ enum sink_stage {
 	SINK_DATA, /* the 354 */
 	SINK_EOD,  /* the reply to the message: after the dot or BDAT LAST */
 	SINK_QUIT,
+	SINK_STARTTLS,
+	SINK_AUTH,    /* the 235 or 535 */
+	SINK_XCLIENT, /* the 220 */
 	SINK_STAGES,
 };
 
@@ -53,14 +60,24 @@ enum sink_death {
 	SINK_DIE_EHLO,
 	SINK_DIE_MAIL,
 	SINK_DIE_RCPT,
-	SINK_DIE_DATA, /* after 354 */
-	SINK_DIE_BODY, /* when die_octets of a message have come */
-	SINK_DIE_DOT,  /* the message is whole, the reply is not sent */
-	SINK_DIE_EOD,  /* the reply to the message was sent */
+	SINK_DIE_DATA,     /* after 354 */
+	SINK_DIE_BODY,     /* when die_octets of a message have come */
+	SINK_DIE_DOT,      /* the message is whole, the reply is not sent */
+	SINK_DIE_EOD,      /* the reply to the message was sent */
+	SINK_DIE_STARTTLS, /* the client expects a handshake */
+	SINK_DIE_AUTH,
+	SINK_DIE_XCLIENT,
 	SINK_DEATHS,
 };
 
 enum sink_how { SINK_HOW_RST, SINK_HOW_CLOSE };
+
+enum sink_tls {
+	SINK_TLS_NONE,
+	SINK_TLS_STARTTLS, /* offered */
+	SINK_TLS_REQUIRED, /* offered; without it MAIL and AUTH get 530 */
+	SINK_TLS_IMPLICIT, /* from the first octet on */
+};
 
 /* What a client gets that comes when all slots are taken. */
 enum sink_busy {
@@ -96,6 +113,14 @@ enum sink_outcome {
 	SINK_OUTCOMES,
 };
 
+/* How TLS handshakes ended. */
+enum sink_handshake {
+	SINK_HANDSHAKE_FULL,
+	SINK_HANDSHAKE_RESUMED,
+	SINK_HANDSHAKE_FAILED,
+	SINK_HANDSHAKES,
+};
+
 /* Whether something happens each time: every Nth time, or at random. */
 struct sink_chance {
 	uint64_t every; /* 1: each time */
@@ -123,6 +148,10 @@ struct sink_stats {
 	uint64_t commands;
 	uint64_t rcpts;  /* accepted */
 	uint64_t octets; /* of stored messages */
+	uint64_t handshakes[SINK_HANDSHAKES];
+	uint64_t logins;       /* 235 */
+	uint64_t login_errors; /* 535 */
+	uint64_t xclients;     /* 220 */
 	uint64_t outcomes[SINK_OUTCOMES];
 	uint64_t errors[SINK_ERRORS];
 	uint64_t replaced[SINK_STAGES]; /* replies changed by a rule */
@@ -167,8 +196,16 @@ struct sink_mta {
 	char *banner;          /* text behind "220 " */
 	bool esmtp, pipelining, chunking, binarymime, eightbitmime, smtputf8,
 		dsn, enhanced;
-	uint64_t size;         /* advertised and enforced; 0: no SIZE keyword */
-	char *extra;           /* one more EHLO line, or NULL */
+	uint64_t size;   /* advertised and enforced; 0: no SIZE keyword */
+	char *extra;     /* one more EHLO line, or NULL */
+	bool open_relay; /* takes mail for .invalid too */
+	enum sink_tls tls;
+	char *cert, *key;   /* PEM files; or NULL: one made here */
+	bool tls_ask;       /* for the client's certificate */
+	SSL_CTX *tls_ctx;   /* owned; NULL: to be made */
+	char *auth;         /* "USER:PASSWORD"; or NULL: no AUTH */
+	bool auth_required; /* without it MAIL gets 530 */
+	bool xclient;
 	uint64_t rcpts_max;    /* for each message; then 452 4.5.3 */
 	uint64_t messages_max; /* for each session; then 421; 0: no limit */
 	uint64_t errors_max;   /* for each session; then 421 */
@@ -200,6 +237,8 @@ struct sink {
 	const char *store_dir; /* or NULL */
 	FILE *journal;         /* or NULL */
 	struct tally tally;    /* of stored messages */
+	X509 *cert;            /* signed by itself; owned, or NULL: unneeded */
+	EVP_PKEY *key;         /* its key */
 	struct sink_marks *marks;
 };
 
@@ -253,5 +292,16 @@ void sink_mta_print_stats(const struct sink_mta *mta, FILE *out);
 
 /* Every key with its default and meaning, for -h. */
 void sink_mta_print_keys(FILE *out);
+
+/* --- sink_tls.c --- */
+
+/*
+ * Make the context of an MTA that offers TLS and has none yet.  False: error[]
+ * is one line that says why.
+ */
+bool sink_tls_prepare(struct sink_mta *mta, char *error, size_t error_size);
+
+/* Forget it: a setting has changed.  Sessions keep what they have. */
+void sink_tls_forget(struct sink_mta *mta);
 
 #endif

@@ -85,7 +85,8 @@ static void run_set(struct sink_mta *mta, char **args, FILE *out)
 		fprintf(out, "error: %s is fixed at the start\n", args[1]);
 		return;
 	}
-	if (sink_mta_set(mta, args[1], args[2], error, sizeof(error)))
+	if (sink_mta_set(mta, args[1], args[2], error, sizeof(error)) &&
+	    sink_tls_prepare(mta, error, sizeof(error)))
 		fputs("ok\n", out);
 	else
 		fprintf(out, "error: %s\n", error);

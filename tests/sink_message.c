@@ -163,6 +163,9 @@ static void open_file(struct sink_session *s, struct sink_message *m)
 	for (size_t i = 0; i < m->rcpt_count; i++)
 		fprintf(m->file, "rcpt: <%s> %s\n", m->rcpts[i],
 			m->rcpt_params[i]);
+	if (s->login[0] != '\0')
+		fprintf(m->file, "login: %s\n", s->login);
+	sink_xclient_store(s, m->file);
 	fputc('\n', m->file);
 }
 
@@ -255,8 +258,7 @@ void sink_message_complete(struct sink_session *s)
 	hash_end(&m->body_hash, m->body_sha);
 }
 
-/* Octets that are not printable ASCII become \u00XX. */
-static void put_json(FILE *out, const char *text, size_t len)
+void sink_message_put_json(FILE *out, const char *text, size_t len)
 {
 	fputc('"', out);
 	for (size_t i = 0; i < len; i++) {
@@ -275,7 +277,7 @@ static void put_json(FILE *out, const char *text, size_t len)
 static void put_member(FILE *out, const char *name, const char *text)
 {
 	fprintf(out, ", \"%s\": ", name);
-	put_json(out, text, strlen(text));
+	sink_message_put_json(out, text, strlen(text));
 }
 
 static void put_list(FILE *out, const char *name, char *const *texts,
@@ -285,7 +287,7 @@ static void put_list(FILE *out, const char *name, char *const *texts,
 	for (size_t i = 0; i < count; i++) {
 		if (i > 0)
 			fputs(", ", out);
-		put_json(out, texts[i], strlen(texts[i]));
+		sink_message_put_json(out, texts[i], strlen(texts[i]));
 	}
 	fputc(']', out);
 }
@@ -317,6 +319,10 @@ static void write_journal(struct sink_session *s, enum sink_outcome outcome)
 	put_member(out, "mail_params", m->mail_params);
 	put_list(out, "rcpts", m->rcpts, m->rcpt_count);
 	put_list(out, "rcpt_params", m->rcpt_params, m->rcpt_count);
+	if (s->login[0] != '\0')
+		put_member(out, "login", s->login);
+	sink_tls_print(s, out);
+	sink_xclient_print(s, out);
 	fprintf(out, ", \"octets\": %llu", (unsigned long long)m->octets);
 	if (m->whole && s->mta->sink->hash) {
 		tally_sha_hex(m->all_sha, hex);
@@ -325,7 +331,7 @@ static void write_journal(struct sink_session *s, enum sink_outcome outcome)
 		put_member(out, "body_sha256", hex);
 	}
 	fputs(", \"test_id\": ", out);
-	put_json(out, m->test_id, m->test_id_len);
+	sink_message_put_json(out, m->test_id, m->test_id_len);
 	fputs("}\n", out);
 }
 

@@ -53,6 +53,9 @@ static const char *const death_words[] = {
 	[SINK_DIE_BODY] = "body",
 	[SINK_DIE_DOT] = "dot",
 	[SINK_DIE_EOD] = "eod",
+	[SINK_DIE_STARTTLS] = "starttls",
+	[SINK_DIE_AUTH] = "auth-reply",
+	[SINK_DIE_XCLIENT] = "xclient-reply",
 	[SINK_DEATHS] = NULL,
 };
 
@@ -66,7 +69,16 @@ static const char *const stage_words[SINK_STAGES] = {
 	[SINK_GREETING] = "greeting", [SINK_EHLO] = "ehlo",
 	[SINK_MAIL] = "mail",         [SINK_RCPT] = "rcpt",
 	[SINK_DATA] = "data",         [SINK_EOD] = "eod",
-	[SINK_QUIT] = "quit",
+	[SINK_QUIT] = "quit",         [SINK_STARTTLS] = "starttls",
+	[SINK_AUTH] = "auth-reply",   [SINK_XCLIENT] = "xclient-reply",
+};
+
+static const char *const tls_words[] = {
+	[SINK_TLS_NONE] = "none",
+	[SINK_TLS_STARTTLS] = "starttls",
+	[SINK_TLS_REQUIRED] = "required",
+	[SINK_TLS_IMPLICIT] = "implicit",
+	NULL,
 };
 
 #define AT(field) offsetof(struct sink_mta, field)
@@ -124,6 +136,22 @@ static const struct key keys[] = {
 	  "largest message; 0: no limit, no keyword" },
 	{ "extra", KEY_TEXT, AT(extra), 0, TEXT_MAX, NULL, "",
 	  "one more EHLO keyword" },
+	{ "tls", KEY_WORD, AT(tls), 0, 0, tls_words, "none",
+	  "none, starttls, required, implicit" },
+	{ "cert", KEY_TEXT, AT(cert), 1, TEXT_MAX, NULL, "made here",
+	  "for TLS: PEM file, also of the key" },
+	{ "key", KEY_TEXT, AT(key), 1, TEXT_MAX, NULL, "in cert",
+	  "for TLS: PEM file of the key" },
+	{ "tls-ask", KEY_BOOL, AT(tls_ask), 0, 0, NULL, "no",
+	  "ask for the client's certificate" },
+	{ "auth", KEY_TEXT, AT(auth), 3, TEXT_MAX, NULL, "none",
+	  "USER:PASSWORD; AUTH PLAIN and LOGIN" },
+	{ "auth-required", KEY_BOOL, AT(auth_required), 0, 0, NULL, "no",
+	  "yes: without it MAIL gets 530" },
+	{ "xclient", KEY_BOOL, AT(xclient), 0, 0, NULL, "no",
+	  "EHLO keyword, and the command" },
+	{ "open-relay", KEY_BOOL, AT(open_relay), 0, 0, NULL, "no",
+	  "no: recipients in .invalid get 550" },
 	{ "rcpts", KEY_COUNT, AT(rcpts_max), 1, SINK_RCPTS_MAX, NULL, "1000",
 	  "for one message; then 452" },
 	{ "messages", KEY_COUNT, AT(messages_max), 0, UINT32_MAX, NULL, "0",
@@ -334,6 +362,12 @@ static void explain(const struct key *key, const char *value, char *error,
 	}
 }
 
+static bool is_of_tls(const struct key *key)
+{
+	return key->offset == AT(tls) || key->offset == AT(cert) ||
+	       key->offset == AT(key) || key->offset == AT(tls_ask);
+}
+
 bool sink_mta_set(struct sink_mta *mta, const char *name, const char *value,
 		  char *error, size_t error_size)
 {
@@ -344,6 +378,8 @@ bool sink_mta_set(struct sink_mta *mta, const char *name, const char *value,
 	if (key != NULL) {
 		if (set_key(mta, key, value)) {
 			mta->room_changed = true; /* it may be the slots */
+			if (is_of_tls(key))
+				sink_tls_forget(mta);
 			return true;
 		}
 		explain(key, value, error, error_size);
@@ -450,6 +486,7 @@ struct sink_mta *sink_mta_copy(const struct sink_mta *from)
 	struct sink_mta *mta = malloc(sizeof(*mta));
 
 	assert(from->open == 0); /* settings only */
+	assert(from->tls_ctx == NULL);
 	if (mta == NULL)
 		err(1, "out of memory");
 	*mta = *from;
@@ -458,6 +495,9 @@ struct sink_mta *sink_mta_copy(const struct sink_mta *from)
 	mta->busy_text = dup_or_null(from->busy_text);
 	mta->banner = dup_or_null(from->banner);
 	mta->extra = dup_or_null(from->extra);
+	mta->cert = dup_or_null(from->cert);
+	mta->key = dup_or_null(from->key);
+	mta->auth = dup_or_null(from->auth);
 	for (int i = 0; i < SINK_STAGES; i++)
 		mta->rules[i].text = dup_or_null(from->rules[i].text);
 	return mta;
@@ -471,6 +511,10 @@ void sink_mta_free(struct sink_mta *mta)
 	free(mta->busy_text);
 	free(mta->banner);
 	free(mta->extra);
+	free(mta->cert);
+	free(mta->key);
+	free(mta->auth);
+	sink_tls_forget(mta);
 	for (int i = 0; i < SINK_STAGES; i++)
 		free(mta->rules[i].text);
 	free(mta);
@@ -617,6 +661,11 @@ void sink_mta_print_stats(const struct sink_mta *mta, FILE *out)
 		[SINK_ERR_SYNC] = "sync",
 		[SINK_ERR_NO_QUIT] = "no_quit",
 	};
+	static const char *const handshake_words[SINK_HANDSHAKES] = {
+		[SINK_HANDSHAKE_FULL] = "full",
+		[SINK_HANDSHAKE_RESUMED] = "resumed",
+		[SINK_HANDSHAKE_FAILED] = "failed",
+	};
 	const struct sink_stats *st = &mta->stats;
 	const char *state = "up";
 
@@ -655,6 +704,14 @@ void sink_mta_print_stats(const struct sink_mta *mta, FILE *out)
 		(unsigned long long)st->deaths, (unsigned long long)st->resets,
 		(unsigned long long)st->timeouts,
 		(unsigned long long)st->accept_errors);
+	fprintf(out,
+		", \"logins\": %llu, \"login_errors\": %llu, "
+		"\"xclients\": %llu",
+		(unsigned long long)st->logins,
+		(unsigned long long)st->login_errors,
+		(unsigned long long)st->xclients);
+	put_counters(out, "handshakes", st->handshakes, handshake_words,
+		     SINK_HANDSHAKES);
 	put_counters(out, "replaced", st->replaced, stage_words, SINK_STAGES);
 	put_counters(out, "errors", st->errors, error_words, SINK_ERRORS);
 	fputc('}', out);

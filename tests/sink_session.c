@@ -10,6 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/secure.h"
 #include "tests/stretch.h"
 
 enum {
@@ -22,7 +23,8 @@ bool sink_session_is_stopped(const struct sink_session *s)
 {
 	/* Whatever out[] holds in mid-parse goes out at the end of it. */
 	return s->out_release < s->out_len || s->acked || s->rejected ||
-	       s->closing || s->doomed || s->state == SINK_DEAD;
+	       s->closing || s->doomed || s->secure == SINK_AGREED ||
+	       s->state == SINK_DEAD;
 }
 
 static void unlink_session(struct sink_session *s)
@@ -120,6 +122,10 @@ void sink_session_kill(struct sink_session *s, enum sink_how how)
 	s->state = SINK_DEAD;
 	if (s->message != NULL)
 		sink_message_finish(s, outcome_of_loss(s));
+	if (s->tls != NULL && how == SINK_HOW_CLOSE)
+		secure_finish(s->tls);
+	secure_free(&s->tls);
+	sink_xclient_free(&s->identity);
 	(void)close(s->fd);
 	s->fd = -1;
 	heap_remove(&sink->timers, &s->timer);
@@ -212,12 +218,28 @@ static void start_drain(struct sink_session *s)
 	if (s->message != NULL)
 		sink_message_finish(s, outcome_of_loss(s));
 	s->state = SINK_DRAIN;
+	if (s->tls != NULL)
+		secure_finish(s->tls);
 	/* Closing with input unread would reset, and destroy the reply. */
 	if (shutdown(s->fd, SHUT_WR) != 0) {
 		sink_session_kill(s, SINK_HOW_CLOSE);
 		return;
 	}
 	heap_set(&sink->timers, &s->timer, sink->now_ms + DRAIN_MS);
+}
+
+/*
+ * What came behind STARTTLS was said in the clear, perhaps by somebody else:
+ * it is not obeyed (RFC 3207, section 6).
+ */
+static void start_tls(struct sink_session *s)
+{
+	free(s->held);
+	s->held = NULL;
+	s->held_len = 0;
+	s->held_ready = false;
+	sink_tls_begin(s);
+	await_input(s);
 }
 
 static void all_said(struct sink_session *s)
@@ -238,6 +260,8 @@ static void all_said(struct sink_session *s)
 	s->acked = s->rejected = false;
 	if (s->doomed)
 		sink_session_kill(s, s->mta->die_how);
+	else if (s->secure == SINK_AGREED)
+		start_tls(s);
 	else if (s->closing)
 		start_drain(s);
 	else
@@ -248,8 +272,8 @@ static void all_said(struct sink_session *s)
 static bool flush(struct sink_session *s)
 {
 	while (s->out_sent < s->out_release) {
-		ssize_t n = send(s->fd, s->out + s->out_sent,
-				 s->out_release - s->out_sent, MSG_NOSIGNAL);
+		ssize_t n = sink_tls_send(s, s->out + s->out_sent,
+					  s->out_release - s->out_sent);
 
 		if (n < 0 && errno == EAGAIN)
 			return false;
@@ -301,7 +325,7 @@ static bool take_in(struct sink_session *s)
 	bool more = true;
 
 	if (!s->held_ready) {
-		ssize_t n = recv(s->fd, buf + len, SINK_READ_MAX, 0);
+		ssize_t n = sink_tls_recv(s, buf + len, SINK_READ_MAX);
 
 		if (n < 0 && errno == EAGAIN)
 			return false;
@@ -313,7 +337,8 @@ static bool take_in(struct sink_session *s)
 			hung_up(s);
 			return false;
 		}
-		more = n == SINK_READ_MAX || s->peer_ended;
+		/* TLS gives a record at a time, and may hold another. */
+		more = n == SINK_READ_MAX || s->peer_ended || s->tls != NULL;
 		if (len > 0)
 			memcpy(buf, s->held, len);
 		len += (size_t)n;
@@ -332,6 +357,21 @@ static bool take_in(struct sink_session *s)
 		return false;
 	keep_rest(s, buf + used, len - used);
 	return more || s->held_ready;
+}
+
+/* The handshake first.  False: there is no more for now. */
+static bool shake(struct sink_session *s)
+{
+	if (!sink_tls_shake(s))
+		return false;
+	s->last_ms = s->mta->sink->now_ms;
+	if (s->mta->tls != SINK_TLS_IMPLICIT || s->greeted)
+		return true;
+	if (s->turned_away)
+		sink_smtp_refuse(s);
+	else
+		sink_smtp_greet(s);
+	return true;
 }
 
 static void drain(struct sink_session *s)
@@ -360,6 +400,10 @@ static void go_on(struct sink_session *s)
 	while (more) {
 		if (!flush(s))
 			break;
+		if (s->secure == SINK_SHAKING) {
+			more = shake(s);
+			continue;
+		}
 		more = take_in(s);
 		if (s->state == SINK_DEAD)
 			return;
@@ -385,7 +429,7 @@ void sink_session_event(struct sink_session *s, uint32_t events)
 			sink_session_kill(s, SINK_HOW_CLOSE);
 		return;
 	}
-	if (!s->greeted && s->state == SINK_COMMAND &&
+	if (!s->greeted && s->state == SINK_COMMAND && s->tls == NULL &&
 	    (events & EPOLLIN) != 0 && (events & EPOLLRDHUP) == 0)
 		sink_smtp_error(s, SINK_ERR_EARLY);
 	go_on(s);
@@ -401,7 +445,8 @@ static void idle(struct sink_session *s)
 		return;
 	}
 	s->mta->stats.timeouts++;
-	if (s->out_len > 0) { /* it does not even read */
+	/* It does not even read, or does not come to speak. */
+	if (s->out_len > 0 || s->secure == SINK_SHAKING) {
 		sink_session_kill(s, SINK_HOW_RST);
 		return;
 	}
@@ -495,7 +540,10 @@ static void begin(struct sink_session *s)
 		sink_session_kill(s, mta->die_how);
 		return;
 	}
-	sink_smtp_greet(s);
+	if (mta->tls == SINK_TLS_IMPLICIT)
+		sink_tls_begin(s);
+	else
+		sink_smtp_greet(s);
 	go_on(s);
 }
 
@@ -509,7 +557,11 @@ static void turn_away(struct sink_session *s)
 	switch (mta->busy) {
 	case SINK_BUSY_421:
 	case SINK_BUSY_REFUSE: /* it slipped in before the socket closed */
-		sink_smtp_refuse(s);
+		s->turned_away = true;
+		if (mta->tls == SINK_TLS_IMPLICIT)
+			sink_tls_begin(s);
+		else
+			sink_smtp_refuse(s);
 		go_on(s);
 		return;
 	case SINK_BUSY_EOF:

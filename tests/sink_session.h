@@ -5,6 +5,24 @@
 
 /* One connection to one MTA of weir-sink, and the message that it sends. */
 
+struct sink_identity; /* what XCLIENT said; of sink_xclient.c */
+
+/* Whether TLS is active, or about to be. */
+enum sink_secure {
+	SINK_CLEAR,
+	SINK_AGREED, /* the 220 to STARTTLS is on its way out, in the clear */
+	SINK_SHAKING,
+	SINK_SECURE,
+};
+
+/* The line of an AUTH dialogue that is due next. */
+enum sink_login {
+	SINK_LOGIN_NONE,
+	SINK_LOGIN_PLAIN,
+	SINK_LOGIN_USER,
+	SINK_LOGIN_PASSWORD,
+};
+
 enum sink_state {
 	SINK_WAITING, /* no slot: silent, or queued for one */
 	SINK_COMMAND,
@@ -62,6 +80,13 @@ struct sink_session {
 	bool greeted;     /* the greeting is out */
 	bool die_in_body; /* this message is to be cut */
 	bool held_ready;  /* held[] can be parsed as it is */
+	bool turned_away; /* all slots were taken; TLS may come first */
+	enum sink_secure secure;
+	SSL *tls; /* owned; NULL: SINK_CLEAR or SINK_AGREED */
+	enum sink_login login_due;
+	char login[SINK_LOGIN_MAX + 1];      /* "": not logged in */
+	char login_user[SINK_LOGIN_MAX + 1]; /* of an AUTH dialogue */
+	struct sink_identity *identity;      /* owned, or NULL */
 	unsigned errors;
 	unsigned messages;
 	char client[INET6_ADDRSTRLEN + 8];
@@ -72,7 +97,7 @@ struct sink_session {
 
 	char *out; /* replies; owned, or NULL */
 	size_t out_len, out_cap;
-	size_t out_sent;    /* octets given to the kernel */
+	size_t out_sent;    /* octets given to the kernel, or to TLS */
 	size_t out_release; /* octets that may go now; the rest is paced */
 	bool line_paced;    /* pause between lines, not octets */
 
@@ -129,7 +154,55 @@ size_t sink_smtp_input(struct sink_session *s, const char *buf, size_t len);
 
 void sink_smtp_error(struct sink_session *s, enum sink_error error);
 
+/*
+ * A reply without its CRLF, whose enhanced code is cut out where the MTA does
+ * not offer it.  The first cannot be changed by a rule; the second is a
+ * stage's, and true if what was said in the end is positive.
+ */
+__attribute__((format(printf, 2, 3))) void sink_smtp_say(struct sink_session *s,
+							 const char *fmt, ...);
+__attribute__((format(printf, 3, 4))) bool sink_smtp_answer(
+	struct sink_session *s, enum sink_stage stage, const char *fmt, ...);
+
+/* The client's state before EHLO (RFC 3207, section 4.2). */
+void sink_smtp_forget(struct sink_session *s);
+
+/* --- sink_tls.c --- */
+
+/* The command, and a client that starts with the handshake. */
+void sink_tls_command(struct sink_session *s, const char *arg, size_t len);
+void sink_tls_begin(struct sink_session *s);
+
+/* Go on with the handshake.  False: it takes more octets, or has failed. */
+bool sink_tls_shake(struct sink_session *s);
+
+/* As recv(2) and send(2), by TLS if it is active. */
+ssize_t sink_tls_recv(struct sink_session *s, char *buf, size_t len);
+ssize_t sink_tls_send(struct sink_session *s, const char *buf, size_t len);
+
+/* Members of a JSON object, a comma before each; none if it is not active. */
+void sink_tls_print(const struct sink_session *s, FILE *out);
+
+/* --- sink_login.c --- */
+
+void sink_login_command(struct sink_session *s, const char *arg, size_t len);
+
+/* The line that login_due awaits. */
+void sink_login_line(struct sink_session *s, const char *line, size_t len);
+
+/* --- sink_xclient.c --- */
+
+void sink_xclient_command(struct sink_session *s, const char *arg, size_t len);
+
+/* A member of a JSON object, or lines of a stored message; or nothing. */
+void sink_xclient_print(const struct sink_session *s, FILE *out);
+void sink_xclient_store(const struct sink_session *s, FILE *out);
+void sink_xclient_free(struct sink_identity **identity);
+
 /* --- sink_message.c --- */
+
+/* A JSON string: octets that are not printable ASCII become \u00XX. */
+void sink_message_put_json(FILE *out, const char *text, size_t len);
 
 struct sink_message *sink_message_new(struct sink_session *s, const char *from,
 				      size_t from_len, const char *params,

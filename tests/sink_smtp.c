@@ -76,9 +76,7 @@ __attribute__((format(printf, 3, 0))) static size_t format(
 	return len + 2;
 }
 
-/* A reply that no rule can change. */
-__attribute__((format(printf, 2, 3))) static void plain(struct sink_session *s,
-							const char *fmt, ...)
+void sink_smtp_say(struct sink_session *s, const char *fmt, ...)
 {
 	char out[REPLY_MAX];
 	va_list args;
@@ -100,6 +98,9 @@ static void die_after(struct sink_session *s, enum sink_stage stage)
 		[SINK_DATA] = SINK_DIE_DATA,
 		[SINK_EOD] = SINK_DIE_EOD,
 		[SINK_QUIT] = SINK_DIE_NEVER,
+		[SINK_STARTTLS] = SINK_DIE_STARTTLS,
+		[SINK_AUTH] = SINK_DIE_AUTH,
+		[SINK_XCLIENT] = SINK_DIE_XCLIENT,
 	};
 	struct sink_mta *mta = s->mta;
 
@@ -131,9 +132,8 @@ static bool answer_text(struct sink_session *s, enum sink_stage stage,
 	return positive;
 }
 
-__attribute__((format(printf, 3, 4))) static bool answer(struct sink_session *s,
-							 enum sink_stage stage,
-							 const char *fmt, ...)
+bool sink_smtp_answer(struct sink_session *s, enum sink_stage stage,
+		      const char *fmt, ...)
 {
 	char out[REPLY_MAX];
 	va_list args;
@@ -193,10 +193,31 @@ void sink_smtp_refuse(struct sink_session *s)
 
 void sink_smtp_timeout(struct sink_session *s)
 {
-	plain(s, "421 4.4.2 %s Error: timeout exceeded", s->mta->name);
+	sink_smtp_say(s, "421 4.4.2 %s Error: timeout exceeded", s->mta->name);
 }
 
 /* --- commands --- */
+
+void sink_smtp_forget(struct sink_session *s)
+{
+	sink_message_finish(s, SINK_ABORTED);
+	s->helo_done = s->esmtp = false;
+	s->helo[0] = s->login[0] = '\0';
+	s->login_due = SINK_LOGIN_NONE;
+}
+
+static bool offers_starttls(const struct sink_session *s)
+{
+	enum sink_tls tls = s->mta->tls;
+
+	return s->tls == NULL &&
+	       (tls == SINK_TLS_STARTTLS || tls == SINK_TLS_REQUIRED);
+}
+
+static bool lacks_tls(const struct sink_session *s)
+{
+	return s->mta->tls == SINK_TLS_REQUIRED && s->tls == NULL;
+}
 
 static void run_ehlo(struct sink_session *s, const char *arg, size_t len)
 {
@@ -206,12 +227,12 @@ static void run_ehlo(struct sink_session *s, const char *arg, size_t len)
 
 	if (len == 0) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
-		plain(s, "501 5.5.4 Syntax: EHLO hostname");
+		sink_smtp_say(s, "501 5.5.4 Syntax: EHLO hostname");
 		return;
 	}
 	if (!mta->esmtp) {
 		sink_smtp_error(s, SINK_ERR_UNKNOWN);
-		plain(s, "500 5.5.1 Command unrecognized");
+		sink_smtp_say(s, "500 5.5.1 Command unrecognized");
 		return;
 	}
 	sink_message_finish(s, SINK_ABORTED);
@@ -226,7 +247,7 @@ static void run_ehlo(struct sink_session *s, const char *arg, size_t len)
 			      (unsigned long long)mta->size);
 	}
 	n += snprintf(out + n, sizeof(out) - (size_t)n,
-		      "%s%s%s%s%s%s%s%s%s%s250 HELP\r\n",
+		      "%s%s%s%s%s%s%s%s%s%s%s%s%s250 HELP\r\n",
 		      mta->pipelining ? "250-PIPELINING\r\n" : "",
 		      mta->eightbitmime ? "250-8BITMIME\r\n" : "",
 		      mta->enhanced ? "250-ENHANCEDSTATUSCODES\r\n" : "",
@@ -234,6 +255,13 @@ static void run_ehlo(struct sink_session *s, const char *arg, size_t len)
 		      mta->smtputf8 ? "250-SMTPUTF8\r\n" : "",
 		      mta->chunking ? "250-CHUNKING\r\n" : "",
 		      mta->binarymime ? "250-BINARYMIME\r\n" : "",
+		      offers_starttls(s) ? "250-STARTTLS\r\n" : "",
+		      mta->auth != NULL && !lacks_tls(s)
+			      ? "250-AUTH PLAIN LOGIN\r\n"
+			      : "",
+		      mta->xclient ? "250-XCLIENT NAME ADDR PORT PROTO HELO "
+				     "LOGIN DESTADDR DESTPORT\r\n"
+				   : "",
 		      mta->extra != NULL ? "250-" : "",
 		      mta->extra != NULL ? mta->extra : "",
 		      mta->extra != NULL ? "\r\n" : "");
@@ -245,7 +273,7 @@ static void run_helo(struct sink_session *s, const char *arg, size_t len)
 {
 	if (len == 0) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
-		plain(s, "501 5.5.4 Syntax: HELO hostname");
+		sink_smtp_say(s, "501 5.5.4 Syntax: HELO hostname");
 		return;
 	}
 	sink_message_finish(s, SINK_ABORTED);
@@ -254,7 +282,7 @@ static void run_helo(struct sink_session *s, const char *arg, size_t len)
 	memcpy(s->helo, arg, len);
 	s->helo[len] = '\0';
 	s->esmtp = false;
-	s->helo_done = answer(s, SINK_EHLO, "250 %s", s->mta->name);
+	s->helo_done = sink_smtp_answer(s, SINK_EHLO, "250 %s", s->mta->name);
 }
 
 static bool offers_size(const struct sink_mta *mta)
@@ -383,7 +411,22 @@ static uint64_t declared_size(const char *params, size_t len)
 static void out_of_sequence(struct sink_session *s, const char *why)
 {
 	sink_smtp_error(s, SINK_ERR_SEQUENCE);
-	plain(s, "503 5.5.1 Error: %s", why);
+	sink_smtp_say(s, "503 5.5.1 Error: %s", why);
+}
+
+/* True if MAIL and AUTH are refused for want of TLS. */
+static bool refuse_clear(struct sink_session *s)
+{
+	if (!lacks_tls(s))
+		return false;
+	sink_smtp_say(s, "530 5.7.0 Must issue a STARTTLS command first");
+	return true;
+}
+
+static void run_auth(struct sink_session *s, const char *arg, size_t len)
+{
+	if (!refuse_clear(s))
+		sink_login_command(s, arg, len);
 }
 
 static void run_mail(struct sink_session *s, const char *arg, size_t len)
@@ -396,13 +439,19 @@ static void run_mail(struct sink_session *s, const char *arg, size_t len)
 		out_of_sequence(s, "send HELO or EHLO first");
 		return;
 	}
+	if (refuse_clear(s))
+		return;
+	if (mta->auth_required && s->login[0] == '\0') {
+		sink_smtp_say(s, "530 5.7.0 Authentication required");
+		return;
+	}
 	if (s->message != NULL) {
 		out_of_sequence(s, "nested MAIL command");
 		return;
 	}
 	if (!split_path(arg, len, "FROM:", &path, &path_len)) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
-		plain(s, "501 5.5.4 Syntax: MAIL FROM:<address>");
+		sink_smtp_say(s, "501 5.5.4 Syntax: MAIL FROM:<address>");
 		return;
 	}
 	const char *params = path + path_len + 1;
@@ -414,20 +463,33 @@ static void run_mail(struct sink_session *s, const char *arg, size_t len)
 	}
 	if (!parameters_ok(s, true, params, params_len)) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
-		plain(s, "555 5.5.4 Unsupported option");
+		sink_smtp_say(s, "555 5.5.4 Unsupported option");
 		return;
 	}
 	if (mta->messages_max > 0 && s->messages >= mta->messages_max) {
-		plain(s, "421 4.7.0 Too many messages in this connection");
+		sink_smtp_say(s,
+			      "421 4.7.0 Too many messages in this connection");
 		return;
 	}
 	if (mta->size > 0 && declared_size(params, params_len) > mta->size) {
-		plain(s, "552 5.3.4 Message size exceeds fixed limit");
+		sink_smtp_say(s, "552 5.3.4 Message size exceeds fixed limit");
 		return;
 	}
-	if (answer(s, SINK_MAIL, "250 2.1.0 Ok"))
+	if (sink_smtp_answer(s, SINK_MAIL, "250 2.1.0 Ok"))
 		s->message = sink_message_new(s, path, path_len, params,
 					      params_len);
+}
+
+/* Nobody has mail there (RFC 6761, section 6.4). */
+static bool is_invalid(const char *path, size_t len)
+{
+	static const char end[] = "invalid";
+	size_t end_len = sizeof(end) - 1;
+
+	return len > end_len &&
+	       strncasecmp(path + len - end_len, end, end_len) == 0 &&
+	       (path[len - end_len - 1] == '.' ||
+		path[len - end_len - 1] == '@');
 }
 
 static void run_rcpt(struct sink_session *s, const char *arg, size_t len)
@@ -442,7 +504,7 @@ static void run_rcpt(struct sink_session *s, const char *arg, size_t len)
 	}
 	if (!split_path(arg, len, "TO:", &path, &path_len) || path_len == 0) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
-		plain(s, "501 5.5.4 Syntax: RCPT TO:<address>");
+		sink_smtp_say(s, "501 5.5.4 Syntax: RCPT TO:<address>");
 		return;
 	}
 	const char *params = path + path_len + 1;
@@ -454,14 +516,18 @@ static void run_rcpt(struct sink_session *s, const char *arg, size_t len)
 	}
 	if (!parameters_ok(s, false, params, params_len)) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
-		plain(s, "555 5.5.4 Unsupported option");
+		sink_smtp_say(s, "555 5.5.4 Unsupported option");
 		return;
 	}
 	if (s->message->rcpt_count >= mta->rcpts_max) {
-		plain(s, "452 4.5.3 Error: too many recipients");
+		sink_smtp_say(s, "452 4.5.3 Error: too many recipients");
 		return;
 	}
-	if (!answer(s, SINK_RCPT, "250 2.1.5 Ok"))
+	if (!mta->open_relay && is_invalid(path, path_len)) {
+		sink_smtp_say(s, "550 5.1.2 No such domain");
+		return;
+	}
+	if (!sink_smtp_answer(s, SINK_RCPT, "250 2.1.5 Ok"))
 		return;
 	s->mta->stats.rcpts++;
 	sink_message_add_rcpt(s->message, path, path_len, params, params_len);
@@ -482,7 +548,7 @@ static void run_data(struct sink_session *s, const char *arg, size_t len)
 	(void)arg;
 	if (len > 0) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
-		plain(s, "501 5.5.4 Syntax: DATA");
+		sink_smtp_say(s, "501 5.5.4 Syntax: DATA");
 		return;
 	}
 	if (s->message == NULL || s->message->body_begun) {
@@ -491,10 +557,11 @@ static void run_data(struct sink_session *s, const char *arg, size_t len)
 	}
 	if (s->message->rcpt_count == 0) {
 		/* All were refused: RFC 5321, section 3.3. */
-		plain(s, "554 5.5.1 Error: no valid recipients");
+		sink_smtp_say(s, "554 5.5.1 Error: no valid recipients");
 		return;
 	}
-	if (!answer(s, SINK_DATA, "354 End data with <CR><LF>.<CR><LF>")) {
+	if (!sink_smtp_answer(s, SINK_DATA,
+			      "354 End data with <CR><LF>.<CR><LF>")) {
 		sink_message_finish(s, SINK_REJECTED);
 		return;
 	}
@@ -520,12 +587,12 @@ static void end_message(struct sink_session *s)
 		return;
 	}
 	if (mta->size > 0 && m->octets > mta->size) {
-		plain(s, "552 5.3.4 Message size exceeds fixed limit");
+		sink_smtp_say(s, "552 5.3.4 Message size exceeds fixed limit");
 		s->rejected = true;
 		return;
 	}
-	s->acked = answer(s, SINK_EOD, "250 2.0.0 Ok: queued as %s",
-			  m->queue_id);
+	s->acked = sink_smtp_answer(s, SINK_EOD, "250 2.0.0 Ok: queued as %s",
+				    m->queue_id);
 	s->rejected = !s->acked;
 }
 
@@ -537,8 +604,8 @@ static void end_chunk(struct sink_session *s)
 	else if (s->chunk_last)
 		end_message(s);
 	else
-		plain(s, "250 2.0.0 %llu octets received",
-		      (unsigned long long)s->chunk_size);
+		sink_smtp_say(s, "250 2.0.0 %llu octets received",
+			      (unsigned long long)s->chunk_size);
 }
 
 static void run_bdat(struct sink_session *s, const char *arg, size_t len)
@@ -548,7 +615,7 @@ static void run_bdat(struct sink_session *s, const char *arg, size_t len)
 
 	if (!s->mta->chunking) {
 		sink_smtp_error(s, SINK_ERR_UNKNOWN);
-		plain(s, "500 5.5.1 Command unrecognized");
+		sink_smtp_say(s, "500 5.5.1 Command unrecognized");
 		return;
 	}
 	while (pos < len && pos < 12 && arg[pos] >= '0' && arg[pos] <= '9')
@@ -558,7 +625,7 @@ static void run_bdat(struct sink_session *s, const char *arg, size_t len)
 	if (pos == 0 || (pos != len && !s->chunk_last)) {
 		sink_smtp_error(s, SINK_ERR_SYNTAX);
 		/* No telling where the next command starts. */
-		plain(s, "421 5.5.4 Syntax: BDAT size [LAST]");
+		sink_smtp_say(s, "421 5.5.4 Syntax: BDAT size [LAST]");
 		return;
 	}
 	s->chunk_ignored = s->message == NULL || s->message->rcpt_count == 0;
@@ -576,28 +643,28 @@ static void run_rset(struct sink_session *s, const char *arg, size_t len)
 	(void)arg;
 	(void)len;
 	sink_message_finish(s, SINK_ABORTED);
-	plain(s, "250 2.0.0 Ok");
+	sink_smtp_say(s, "250 2.0.0 Ok");
 }
 
 static void run_noop(struct sink_session *s, const char *arg, size_t len)
 {
 	(void)arg;
 	(void)len;
-	plain(s, "250 2.0.0 Ok");
+	sink_smtp_say(s, "250 2.0.0 Ok");
 }
 
 static void run_vrfy(struct sink_session *s, const char *arg, size_t len)
 {
 	(void)arg;
 	(void)len;
-	plain(s, "252 2.0.0 Send some mail, I will try my best");
+	sink_smtp_say(s, "252 2.0.0 Send some mail, I will try my best");
 }
 
 static void run_help(struct sink_session *s, const char *arg, size_t len)
 {
 	(void)arg;
 	(void)len;
-	plain(s, "214 2.0.0 See weir-sink(1)");
+	sink_smtp_say(s, "214 2.0.0 See weir-sink(1)");
 }
 
 static void run_quit(struct sink_session *s, const char *arg, size_t len)
@@ -605,7 +672,7 @@ static void run_quit(struct sink_session *s, const char *arg, size_t len)
 	(void)arg;
 	(void)len;
 	s->said_quit = true;
-	(void)answer(s, SINK_QUIT, "221 2.0.0 Bye");
+	(void)sink_smtp_answer(s, SINK_QUIT, "221 2.0.0 Bye");
 	s->closing = true;
 }
 
@@ -622,6 +689,9 @@ static const struct verb verbs[] = {
 	{ "VRFY", run_vrfy, true },
 	{ "HELP", run_help, true },
 	{ "QUIT", run_quit, true },
+	{ "STARTTLS", sink_tls_command, true },
+	{ "AUTH", run_auth, true },
+	{ "XCLIENT", sink_xclient_command, true },
 };
 /* clang-format on */
 
@@ -650,7 +720,7 @@ static void run_line(struct sink_session *s, const char *line, size_t len,
 	s->mta->stats.commands++;
 	if (verb == NULL) {
 		sink_smtp_error(s, SINK_ERR_UNKNOWN);
-		plain(s, "500 5.5.1 Command unrecognized");
+		sink_smtp_say(s, "500 5.5.1 Command unrecognized");
 		return;
 	}
 	bool may_pipeline = s->esmtp && s->mta->pipelining;
@@ -678,7 +748,7 @@ static bool refuse_line(struct sink_session *s, const char *line, size_t len,
 	if (error == SINK_ERRORS)
 		return false;
 	sink_smtp_error(s, error);
-	plain(s, "500 5.5.2 Error: bad line ending or character");
+	sink_smtp_say(s, "500 5.5.2 Error: bad line ending or character");
 	return true;
 }
 
@@ -695,18 +765,23 @@ static size_t take_command(struct sink_session *s, const char *buf, size_t len)
 			sink_smtp_error(s, SINK_ERR_LINE_LONG);
 		s->skip_line = lf == NULL;
 		if (!s->skip_line)
-			plain(s, "500 5.5.2 Error: line too long");
+			sink_smtp_say(s, "500 5.5.2 Error: line too long");
 		return n;
 	}
 	bool has_cr = n >= 2 && buf[n - 2] == '\r';
 	size_t line_len = n - (has_cr ? 2 : 1);
 
 	log_line(s, '>', buf, line_len);
-	if (!refuse_line(s, buf, line_len, has_cr))
+	if (refuse_line(s, buf, line_len, has_cr))
+		s->login_due = SINK_LOGIN_NONE;
+	else if (s->login_due != SINK_LOGIN_NONE)
+		sink_login_line(s, buf, line_len);
+	else
 		run_line(s, buf, line_len, n < len);
 	if (s->state != SINK_DEAD && !s->closing && s->errors > 0 &&
 	    s->errors >= s->mta->errors_max)
-		plain(s, "421 4.7.0 %s Error: too many errors", s->mta->name);
+		sink_smtp_say(s, "421 4.7.0 %s Error: too many errors",
+			      s->mta->name);
 	return n;
 }
 
