@@ -88,6 +88,62 @@ void farm_set_limits(struct farm *farm, const struct limit_policy *policy,
 	}
 }
 
+/* --- who relays for strangers --- */
+
+/* Let a probe be due at once.  Behind b->mutex. */
+static void ask_soon(struct backend *b)
+{
+	health_probe_soon(&b->health, b->seen_ms);
+	backend_publish(b);
+}
+
+static void forget_relay(struct backend *b)
+{
+	atomic_store(&b->relay, BACKEND_RELAY_UNKNOWN);
+	atomic_store(&b->relay_checked_ms, -1);
+	atomic_store(&b->guard_at_ms, 0);
+}
+
+/* So that nothing is counted on that was learned while nobody asked. */
+void farm_set_guard(struct farm *farm, enum farm_guard guard)
+{
+	enum farm_guard before = (enum farm_guard)atomic_load(&farm->guard);
+
+	assert(guard <= FARM_GUARD_ENFORCE);
+	if (before == FARM_GUARD_OFF && guard != FARM_GUARD_OFF) {
+		for (uint16_t i = 0; i < farm_size(farm); i++) {
+			struct backend *b = &farm->backends[i];
+
+			pthread_mutex_lock(&b->mutex);
+			forget_relay(b);
+			if (backend_identity_hides(backend_identity(b)))
+				ask_soon(b);
+			pthread_mutex_unlock(&b->mutex);
+		}
+	}
+	atomic_store(&farm->guard, (uint8_t)guard);
+}
+
+enum farm_guard farm_guard(const struct farm *farm)
+{
+	return (enum farm_guard)atomic_load(&farm->guard);
+}
+
+enum backend_relay backend_relay(const struct backend *b)
+{
+	return (enum backend_relay)atomic_load(&b->relay);
+}
+
+enum backend_relay backend_bars(const struct backend *b)
+{
+	if (farm_guard(b->farm) != FARM_GUARD_ENFORCE ||
+	    !backend_identity_hides(backend_identity(b)))
+		return BACKEND_RELAY_CLOSED;
+	return backend_relay(b);
+}
+
+/* --- places --- */
+
 struct backend *farm_at(struct farm *farm, uint16_t index)
 {
 	assert(index < FARM_BACKENDS_MAX);
@@ -133,7 +189,17 @@ static void copy_settings(struct backend *b, const struct backend_settings *s)
 	atomic_store(&b->max_sessions, s->max_sessions);
 	atomic_store(&b->weight, s->weight);
 	atomic_store(&b->identity, (uint8_t)s->identity);
+	atomic_store(&b->tls, (uint8_t)s->tls);
+	atomic_store(&b->tls_implicit, s->tls_implicit);
 	atomic_store(&b->reuse, s->reuse);
+}
+
+static void forget_tls(struct backend *b)
+{
+	atomic_store(&b->clear_until_ms, 0);
+	atomic_store(&b->cert_until_ms, INT64_MAX);
+	atomic_store(&b->tls_seen, false);
+	b->cert_told_ms = -1;
 }
 
 /* All that a backend learned in its life begins anew. */
@@ -143,6 +209,7 @@ static void forget(struct backend *b, int64_t now_ms)
 
 	atomic_store(&b->ext_known, false);
 	atomic_store(&b->ext, 0);
+	atomic_store(&b->auth, 0);
 	atomic_store(&b->size, 0);
 	atomic_store(&b->trial, 0);
 	atomic_store(&b->inflight_peak, 0);
@@ -151,6 +218,8 @@ static void forget(struct backend *b, int64_t now_ms)
 	for (size_t i = 0; i < BACKEND_COUNTER_COUNT; i++)
 		atomic_store(&b->counters[i], 0);
 	atomic_store(&b->kept, 0);
+	forget_relay(b);
+	forget_tls(b);
 	b->report = (struct probe_report){ 0 };
 	b->seen_ms = now_ms;
 	health_begin(&b->health, now_ms);
@@ -269,6 +338,12 @@ static bool is_back(const struct backend *b, enum health_state before)
 	       b->limit.accepted + b->limit.slow > 0;
 }
 
+void backend_name_change(const struct backend *b, struct backend_change *change)
+{
+	change->index = b->index;
+	copy_text(change->name, sizeof(change->name), b->name);
+}
+
 void backend_settle(struct backend *b, enum health_state before, int64_t now_ms,
 		    struct backend_change *change)
 {
@@ -287,7 +362,6 @@ void backend_settle(struct backend *b, enum health_state before, int64_t now_ms,
 		backend_count(b, BACKEND_COUNT_ejected, 1);
 	*change = (struct backend_change){
 		.changed = true,
-		.index = b->index,
 		.admin_from = admin,
 		.admin_to = admin,
 		.from = before,
@@ -295,7 +369,7 @@ void backend_settle(struct backend *b, enum health_state before, int64_t now_ms,
 		.why = b->health.why,
 		.until_ms = b->health.until_ms,
 	};
-	copy_text(change->name, sizeof(change->name), b->name);
+	backend_name_change(b, change);
 }
 
 void backend_set_admin(struct backend *b, enum backend_admin admin,
@@ -311,14 +385,13 @@ void backend_set_admin(struct backend *b, enum backend_admin admin,
 		return;
 	*change = (struct backend_change){
 		.changed = before != admin,
-		.index = b->index,
 		.admin_from = before,
 		.admin_to = admin,
 		.from = state,
 		.to = state,
 		.why = HEALTH_WHY_ADMIN,
 	};
-	copy_text(change->name, sizeof(change->name), b->name);
+	backend_name_change(b, change);
 }
 
 void backend_set_weight(struct backend *b, uint32_t weight)
@@ -342,9 +415,65 @@ void backend_set_max_sessions(struct backend *b, uint32_t max_sessions)
 	pthread_mutex_unlock(&b->mutex);
 }
 
+/* A probe that is under way will tell of what no longer is. */
+static void reintroduce(struct backend *b)
+{
+	b->introduction++;
+	forget_relay(b);
+	ask_soon(b);
+}
+
 void backend_set_identity(struct backend *b, enum backend_identity identity)
 {
-	atomic_store(&b->identity, (uint8_t)identity);
+	pthread_mutex_lock(&b->mutex);
+	if (backend_identity(b) != identity) {
+		/* First nobody knows, then strangers are looked at so. */
+		reintroduce(b);
+		atomic_store(&b->identity, (uint8_t)identity);
+	}
+	pthread_mutex_unlock(&b->mutex);
+}
+
+void backend_set_tls(struct backend *b, enum backend_tls tls, bool implicit)
+{
+	pthread_mutex_lock(&b->mutex);
+	if (backend_tls(b) != tls || backend_tls_implicit(b) != implicit) {
+		forget_tls(b);
+		atomic_store(&b->tls, (uint8_t)tls);
+		atomic_store(&b->tls_implicit, implicit);
+		reintroduce(b);
+	}
+	pthread_mutex_unlock(&b->mutex);
+}
+
+enum backend_tls backend_tls(const struct backend *b)
+{
+	return (enum backend_tls)atomic_load(&b->tls);
+}
+
+bool backend_tls_implicit(const struct backend *b)
+{
+	return atomic_load(&b->tls_implicit);
+}
+
+bool backend_wants_tls(const struct backend *b, int64_t now_ms)
+{
+	switch (backend_tls(b)) {
+	case BACKEND_TLS_NONE:
+		return false;
+	case BACKEND_TLS_OPPORTUNISTIC:
+		return now_ms >= atomic_load(&b->clear_until_ms);
+	case BACKEND_TLS_REQUIRED:
+	case BACKEND_TLS_VERIFY:
+		break;
+	}
+	return true;
+}
+
+void backend_tls_failed(struct backend *b, int64_t now_ms)
+{
+	if (backend_tls(b) == BACKEND_TLS_OPPORTUNISTIC)
+		atomic_store(&b->clear_until_ms, now_ms + BACKEND_CLEAR_MS);
 }
 
 enum backend_identity backend_identity(const struct backend *b)
@@ -396,6 +525,16 @@ uint64_t backend_counter(const struct backend *b, enum backend_counter which)
 	return atomic_load_explicit(&b->counters[which], memory_order_relaxed);
 }
 
+static uint64_t cert_days(const struct backend *b, int64_t now_ms)
+{
+	int64_t until = atomic_load(&b->cert_until_ms);
+
+	if (until == INT64_MAX)
+		return BACKEND_GAUGE_NONE;
+	return until > now_ms ? (uint64_t)(until - now_ms) / BACKEND_CERT_MS
+			      : 0;
+}
+
 uint64_t backend_gauge(const struct backend *b, enum backend_gauge which,
 		       int64_t now_ms)
 {
@@ -419,6 +558,12 @@ uint64_t backend_gauge(const struct backend *b, enum backend_gauge which,
 	case BACKEND_GAUGE_errors_permille:
 		return (uint64_t)backend_error(b, now_ms) * 1000 /
 		       BACKEND_ERROR_ONE;
+	case BACKEND_GAUGE_tls:
+		return atomic_load(&b->tls_seen);
+	case BACKEND_GAUGE_cert_days:
+		return cert_days(b, now_ms);
+	case BACKEND_GAUGE_relay_open:
+		return backend_relay(b) == BACKEND_RELAY_OPEN;
 	case BACKEND_GAUGE_COUNT:
 		break;
 	}
@@ -509,6 +654,20 @@ const char *backend_admin_name(enum backend_admin admin)
 		break;
 	}
 	assert(false && "no such state");
+	return "";
+}
+
+const char *backend_relay_name(enum backend_relay relay)
+{
+	switch (relay) {
+	case BACKEND_RELAY_UNKNOWN:
+		return "unknown";
+	case BACKEND_RELAY_CLOSED:
+		return "closed";
+	case BACKEND_RELAY_OPEN:
+		return "open";
+	}
+	assert(false && "no such answer");
 	return "";
 }
 

@@ -47,7 +47,14 @@ enum {
 	BACKEND_WEIGHT_MAX = 1000,
 	BACKEND_ERROR_ONE = 1 << 16, /* an error average of 1.0 */
 	BACKEND_ERROR_HALF_S = 30,
+	BACKEND_CLEAR_MS = 600000,  /* in clear after TLS has failed */
+	BACKEND_GUARD_MS = 3600000, /* between questions of the relay guard */
+	BACKEND_CERT_DAYS = 14,     /* fewer left: that deserves a line, */
+	BACKEND_CERT_MS = 86400000, /* once in so long */
 };
+
+/* A gauge that has no value now; people see "-". */
+#define BACKEND_GAUGE_NONE UINT64_MAX
 
 enum backend_place { BACKEND_FREE, BACKEND_LIVE, BACKEND_LEAVING };
 
@@ -65,14 +72,56 @@ enum backend_identity {
 	BACKEND_IDENTITY_HEADER,   /* a trace field in front of each message */
 	BACKEND_IDENTITY_PROXY_V1, /* a PROXY header in front of all else */
 	BACKEND_IDENTITY_PROXY_V2,
+	BACKEND_IDENTITY_XCLIENT,     /* Postfix's XCLIENT, behind EHLO */
+	BACKEND_IDENTITY_TRANSPARENT, /* connects come from its address */
 };
 
-/* Does a connection to it speak for one client, and no other, all its life? */
-static inline bool backend_identity_binds(enum backend_identity identity)
+/* Does a PROXY header go out in front of all else? */
+static inline bool backend_identity_heads(enum backend_identity identity)
 {
 	return identity == BACKEND_IDENTITY_PROXY_V1 ||
 	       identity == BACKEND_IDENTITY_PROXY_V2;
 }
+
+/*
+ * Does the backend take weir for the client?  What it trusts weir's address
+ * with, it then trusts every client with; and a limit per client is one on
+ * weir.
+ */
+static inline bool backend_identity_hides(enum backend_identity identity)
+{
+	return identity == BACKEND_IDENTITY_NONE ||
+	       identity == BACKEND_IDENTITY_HEADER;
+}
+
+/* Does a connection to it speak for one client, and no other, all its life? */
+static inline bool backend_identity_binds(enum backend_identity identity)
+{
+	return !backend_identity_hides(identity);
+}
+
+/* Whether connections to it are encrypted. */
+enum backend_tls {
+	BACKEND_TLS_NONE,
+	BACKEND_TLS_OPPORTUNISTIC, /* where it can; unchecked */
+	BACKEND_TLS_REQUIRED,      /* or no session; unchecked */
+	BACKEND_TLS_VERIFY,        /* and only with a good certificate */
+};
+
+/* Does it take a stranger's mail for a stranger, if that comes from weir? */
+enum backend_relay {
+	BACKEND_RELAY_UNKNOWN, /* not asked yet, not to be asked, or it gave
+				  no answer that proves anything */
+	BACKEND_RELAY_CLOSED,
+	BACKEND_RELAY_OPEN,
+};
+
+/* What follows for strangers, at a backend that takes weir for the client. */
+enum farm_guard {
+	FARM_GUARD_OFF, /* nobody asks */
+	FARM_GUARD_WARN,
+	FARM_GUARD_ENFORCE, /* none of theirs go there, unless it is CLOSED */
+};
 
 /*
  * Every counter of a backend, once.  They only grow.  The balancer counts
@@ -135,7 +184,10 @@ enum backend_counter {
 	GAUGE(limit, sessions, "learned: slots it takes now")                  \
 	GAUGE(max_sessions, sessions, "slots it may have")                     \
 	GAUGE(weight, shares, "of the load")                                   \
-	GAUGE(errors_permille, permille, "average of failed outcomes")
+	GAUGE(errors_permille, permille, "average of failed outcomes")         \
+	GAUGE(tls, flag, "1: the last probe went over TLS")                    \
+	GAUGE(cert_days, days, "left of the certificate; 0: it has expired")   \
+	GAUGE(relay_open, flag, "1: it relays for strangers")
 
 #define BACKEND_GAUGE_INDEX(name, unit, help) BACKEND_GAUGE_##name,
 enum backend_gauge { BACKEND_GAUGES(BACKEND_GAUGE_INDEX) BACKEND_GAUGE_COUNT };
@@ -163,6 +215,8 @@ struct backend_settings {
 	uint32_t weight;       /* 1..BACKEND_WEIGHT_MAX */
 	enum backend_admin admin;
 	enum backend_identity identity;
+	enum backend_tls tls;
+	bool tls_implicit; /* from the first octet, without STARTTLS */
 	bool reuse; /* its connections are kept for other clients; not if the
 		       identity binds */
 	const struct busy_rule *rules;
@@ -176,6 +230,10 @@ struct backend {
 	_Atomic bool calm;     /* a success would change nothing */
 	_Atomic bool ext_known;
 	_Atomic uint8_t identity; /* enum backend_identity */
+	_Atomic uint8_t tls;      /* enum backend_tls */
+	_Atomic bool tls_implicit;
+	_Atomic uint8_t relay; /* enum backend_relay */
+	_Atomic bool tls_seen; /* the last probe went over TLS */
 	_Atomic bool reuse;
 	_Atomic uint32_t trial;    /* HALF_OPEN: epoch in which its one session
 				   went out; 0: it did not */
@@ -193,11 +251,18 @@ struct backend {
 	_Atomic uint64_t error; /* private: average and its second */
 	_Atomic uint32_t generation;
 	_Atomic uint32_t epoch;
-	_Atomic unsigned ext; /* enum smtp_ext bits, if ext_known */
+	_Atomic unsigned ext;  /* enum smtp_ext bits, if ext_known */
+	_Atomic unsigned auth; /* enum smtp_auth bits, if ext_known */
 	_Atomic uint64_t size;
-	_Atomic int64_t until_ms;    /* end of the state; 0: none */
-	_Atomic int64_t probe_at_ms; /* INT64_MAX: none, or under way */
-	_Atomic int64_t answered_ms; /* its last OK or POLICY; -1: never */
+	_Atomic int64_t until_ms;         /* end of the state; 0: none */
+	_Atomic int64_t probe_at_ms;      /* INT64_MAX: none, or under way */
+	_Atomic int64_t answered_ms;      /* its last OK or POLICY; -1: never */
+	_Atomic int64_t clear_until_ms;   /* no TLS until then, if that is
+					     opportunistic; 0: none failed */
+	_Atomic int64_t cert_until_ms;    /* its certificate expires; INT64_MAX:
+					     none is known */
+	_Atomic int64_t relay_checked_ms; /* relay was learned; -1: never */
+	_Atomic int64_t guard_at_ms;      /* when to ask again */
 	_Atomic uint64_t counters[BACKEND_COUNTER_COUNT];
 
 	/* fixed */
@@ -215,7 +280,10 @@ struct backend {
 	pthread_mutex_t mutex;
 	struct health health;
 	struct limit limit;
-	int64_t seen_ms;            /* the latest time that anybody told */
+	int64_t seen_ms;       /* the latest time that anybody told */
+	uint32_t introduction; /* grows with each change of identity or TLS: a
+				  probe from before tells of another backend */
+	int64_t cert_told_ms;  /* in the log; -1: never */
 	struct probe_report report; /* the last probe's */
 };
 
@@ -226,6 +294,7 @@ struct farm {
 	_Atomic uint32_t count; /* places ever used: indices are below it */
 	_Atomic int64_t none_since_ms; /* see balancer_available(); -1: room */
 	_Atomic bool observe;          /* as farm_set_limits() says */
+	_Atomic uint8_t guard;         /* enum farm_guard */
 	_Atomic int64_t retry_ms, retry_max_ms;
 	_Atomic uint32_t start;
 	struct backend backends[FARM_BACKENDS_MAX];
@@ -240,6 +309,15 @@ enum farm_result {
 	FARM_NO_SUCH, /* remove: not there */
 };
 
+/* What else a probe found out that deserves a line in the log. */
+struct backend_news {
+	bool relay_told; /* the first answer, another one, or it is open or
+			    unproven still: hourly.  The report has the reply */
+	enum backend_relay relay;
+	bool cert_told; /* cert_days are few: daily */
+	int64_t cert_days;
+};
+
 /* One change, for one line in the log.  from == to: the admin state changed. */
 struct backend_change {
 	bool changed;
@@ -249,7 +327,9 @@ struct backend_change {
 	enum backend_admin admin_from, admin_to;
 	enum health_state from, to;
 	enum health_why why;
-	int64_t until_ms; /* when the new state ends; 0: open */
+	int64_t until_ms;         /* when the new state ends; 0: open */
+	struct backend_news news; /* of balancer_probe_done() alone, whether
+				     changed or not; .name is told as well */
 };
 
 /* A copy of what is behind the mutex. */
@@ -271,6 +351,13 @@ void farm_fini(struct farm *farm);
  */
 void farm_set_limits(struct farm *farm, const struct limit_policy *policy,
 		     bool observe);
+
+/*
+ * What to do about backends that relay for strangers; at any time.  Without
+ * this call: FARM_GUARD_OFF.
+ */
+void farm_set_guard(struct farm *farm, enum farm_guard guard);
+enum farm_guard farm_guard(const struct farm *farm);
 
 /* As they are now. */
 struct limit_policy farm_limits(const struct farm *farm);
@@ -306,9 +393,28 @@ void backend_set_admin(struct backend *b, enum backend_admin admin,
 void backend_set_weight(struct backend *b, uint32_t weight);
 void backend_set_max_sessions(struct backend *b, uint32_t max_sessions);
 
-/* As in backend_settings; for connections that begin from now on. */
+/*
+ * As in backend_settings; for connections that begin from now on.  Another
+ * identity or TLS makes it another backend to the relay guard and to what is
+ * known of its certificate: a probe is due at once.
+ */
 void backend_set_identity(struct backend *b, enum backend_identity identity);
+void backend_set_tls(struct backend *b, enum backend_tls tls, bool implicit);
 void backend_set_reuse(struct backend *b, bool reuse);
+
+/*
+ * Shall a connection that begins now try TLS?  Not for so long after it failed
+ * where it is opportunistic.  backend_tls_failed(): it did; nothing, where
+ * TLS is more than that.
+ */
+bool backend_wants_tls(const struct backend *b, int64_t now_ms);
+void backend_tls_failed(struct backend *b, int64_t now_ms);
+
+/*
+ * Is it kept from strangers, and why?  CLOSED: it is not; OPEN: it is, for it
+ * relays for them; UNKNOWN: it is, for nobody knows yet.
+ */
+enum backend_relay backend_bars(const struct backend *b);
 
 /*
  * Ordinary slots that it takes now: what was learned of it, at most the
@@ -325,7 +431,11 @@ void backend_look(struct backend *b, struct backend_view *view);
 enum health_state backend_state(const struct backend *b);
 enum backend_admin backend_admin_state(const struct backend *b);
 enum backend_identity backend_identity(const struct backend *b);
+enum backend_tls backend_tls(const struct backend *b);
+bool backend_tls_implicit(const struct backend *b);
+enum backend_relay backend_relay(const struct backend *b);
 uint64_t backend_counter(const struct backend *b, enum backend_counter which);
+/* BACKEND_GAUGE_NONE: there is no value. */
 uint64_t backend_gauge(const struct backend *b, enum backend_gauge which,
 		       int64_t now_ms);
 
@@ -357,6 +467,10 @@ static inline void backend_count(struct backend *b, enum backend_counter which,
 void backend_settle(struct backend *b, enum health_state before, int64_t now_ms,
 		    struct backend_change *change);
 
+/* Say whose change it is. */
+void backend_name_change(const struct backend *b,
+			 struct backend_change *change);
+
 /* The same where no state can have changed. */
 void backend_publish(struct backend *b);
 /* Where only the limit and the slots have. */
@@ -364,6 +478,7 @@ void backend_publish_slots(struct backend *b);
 
 /* Words.  NUL-terminated, never NULL. */
 const char *backend_admin_name(enum backend_admin admin);
+const char *backend_relay_name(enum backend_relay relay);
 const char *farm_result_name(enum farm_result result);
 
 #endif

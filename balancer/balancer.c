@@ -63,9 +63,11 @@ static uint64_t draw(uint64_t *random)
 enum standing {
 	STANDS_ABSENT, /* not LIVE */
 	STANDS_TRIED,
-	STANDS_OUT,   /* by its operator or its health */
-	STANDS_LACKS, /* an extension, or the size */
-	STANDS_FULL,  /* or held off as busy: alive, no room now */
+	STANDS_OUT,       /* by its operator or its health */
+	STANDS_LACKS,     /* an extension, or the size */
+	STANDS_OPEN,      /* to strangers, and this is one */
+	STANDS_UNCHECKED, /* whether it is */
+	STANDS_FULL,      /* or held off as busy: alive, no room now */
 	STANDS_FIT,
 	STANDS_COUNT,
 };
@@ -112,13 +114,33 @@ static enum standing health_stands(const struct backend *b, bool emergency,
 static bool offers(const struct backend *b, const struct balancer_need *need)
 {
 	if (!atomic_load(&b->ext_known))
-		return need->ext == 0;
-	if ((need->ext & ~atomic_load(&b->ext)) != 0)
+		return need->ext == 0 && need->auth == 0;
+	if ((need->ext & ~atomic_load(&b->ext)) != 0 ||
+	    (need->auth & ~atomic_load(&b->auth)) != 0)
 		return false;
 
 	uint64_t size = atomic_load(&b->size);
 
 	return size == 0 || need->size <= size;
+}
+
+/* FIT, if it offers what is needed and the client may have it. */
+static enum standing suits(const struct backend *b,
+			   const struct balancer_need *need)
+{
+	if (!offers(b, need))
+		return STANDS_LACKS;
+	if (!need->stranger)
+		return STANDS_FIT;
+	switch (backend_bars(b)) {
+	case BACKEND_RELAY_UNKNOWN:
+		return STANDS_UNCHECKED;
+	case BACKEND_RELAY_OPEN:
+		return STANDS_OPEN;
+	case BACKEND_RELAY_CLOSED:
+		break;
+	}
+	return STANDS_FIT;
 }
 
 static bool was_tried(const struct balancer_need *need, uint16_t index)
@@ -186,8 +208,11 @@ static enum standing stands(struct search *s, const struct backend *b)
 
 	if (standing == STANDS_OUT)
 		return tried ? STANDS_TRIED : STANDS_OUT;
-	if (!offers(b, s->need))
-		return tried ? STANDS_TRIED : STANDS_LACKS;
+
+	enum standing suited = suits(b, s->need);
+
+	if (suited != STANDS_FIT)
+		return tried ? STANDS_TRIED : suited;
 
 	bool room = !is_lost(s, b->index) && atomic_load(&b->room);
 
@@ -265,6 +290,10 @@ static enum balancer_verdict why_none(const unsigned tally[STANDS_COUNT])
 		return BALANCER_ALL_FULL;
 	if (tally[STANDS_TRIED] > 0)
 		return BALANCER_ALL_TRIED;
+	if (tally[STANDS_UNCHECKED] > 0)
+		return BALANCER_UNCHECKED;
+	if (tally[STANDS_OPEN] > 0)
+		return BALANCER_ALL_OPEN;
 	if (tally[STANDS_LACKS] > 0)
 		return BALANCER_NO_EXTENSION;
 	if (tally[STANDS_OUT] > 0)
@@ -521,6 +550,26 @@ static enum balancer_verdict search_all(struct search *s,
 	return why;
 }
 
+/* Does it tell of the farm, and not of this one session? */
+static bool is_of_all(const struct search *s, enum balancer_verdict verdict)
+{
+	switch (verdict) {
+	case BALANCER_PICKED:
+		return true;
+	case BALANCER_ALL_FULL:
+	case BALANCER_ALL_DOWN:
+	case BALANCER_EMPTY:
+		return s->tally[STANDS_OPEN] + s->tally[STANDS_UNCHECKED] == 0;
+	case BALANCER_ALL_TRIED:
+	case BALANCER_NO_EXTENSION:
+	case BALANCER_UNCHECKED:
+	case BALANCER_ALL_OPEN:
+	case BALANCER_VERDICT_COUNT:
+		break;
+	}
+	return false;
+}
+
 enum balancer_verdict balancer_reserve(struct farm *farm,
 				       const struct balancer_need *need,
 				       int64_t now_ms, uint64_t random,
@@ -539,7 +588,7 @@ enum balancer_verdict balancer_reserve(struct farm *farm,
 	change->changed = false;
 	enum balancer_verdict verdict = search_all(&s, slot, change);
 
-	if (verdict != BALANCER_ALL_TRIED && verdict != BALANCER_NO_EXTENSION)
+	if (is_of_all(&s, verdict))
 		(void)note_room(farm, verdict == BALANCER_PICKED, now_ms);
 	return verdict;
 }
@@ -700,13 +749,19 @@ void balancer_resume(struct farm *farm, struct balancer_slot *slot)
 	backend_count(b, BACKEND_COUNT_reused, 1);
 }
 
+bool balancer_suits(struct farm *farm, const struct balancer_slot *slot,
+		    const struct balancer_need *need)
+{
+	return suits(backend_of(farm, slot), need) == STANDS_FIT;
+}
+
 uint64_t balancer_score(struct farm *farm, const struct balancer_slot *slot,
 			const struct balancer_need *need, int64_t now_ms)
 {
 	const struct backend *b = backend_of(farm, slot);
 
 	if (!goes_on(b, now_ms) || was_tried(need, b->index) ||
-	    !offers(b, need))
+	    suits(b, need) != STANDS_FIT)
 		return UINT64_MAX;
 	return score(b, atomic_load(&b->inflight), now_ms);
 }
@@ -731,6 +786,8 @@ struct smtp_ehlo balancer_offer(const struct farm *farm)
 				: atomic_load(&b->ext);
 		if (size != 0 && (offer.size == 0 || size < offer.size))
 			offer.size = size;
+		offer.auth = any ? offer.auth & atomic_load(&b->auth)
+				 : atomic_load(&b->auth);
 		any = true;
 	}
 	offer.ext &= SMTP_EXT_RELAYED;
@@ -1221,16 +1278,43 @@ static bool is_probed(const struct backend *b)
 	       backend_admin_state(b) != BACKEND_ADMIN_MAINT;
 }
 
+/* When the relay guard has something to ask it; INT64_MAX: never. */
+static int64_t guard_ms(const struct backend *b)
+{
+	if (farm_guard(b->farm) == FARM_GUARD_OFF ||
+	    !backend_identity_hides(backend_identity(b)))
+		return INT64_MAX;
+	return atomic_load(&b->guard_at_ms);
+}
+
+/* When it is to be probed; INT64_MAX: never, or one is under way. */
+static int64_t probe_ms(const struct farm *farm, const struct backend *b)
+{
+	int64_t probe = atomic_load(&b->probe_at_ms);
+	int64_t guard = guard_ms(b);
+
+	if (!is_probed(b))
+		return INT64_MAX;
+	return farm->policy.probe || probe > guard ? probe : guard;
+}
+
 static bool claim(struct farm *farm, struct backend *b, int64_t now_ms,
 		  struct balancer_slot *slot)
 {
+	struct health_policy policy = farm->policy;
 	bool claimed = false;
 
+	policy.probe = true; /* or for the guard alone */
 	pthread_mutex_lock(&b->mutex);
-	if (health_probe_claim(&b->health, &farm->policy, now_ms)) {
+	if (now_ms >= probe_ms(farm, b) &&
+	    health_probe_claim(&b->health, &policy, now_ms)) {
 		claimed = take_slot(b, false, now_ms, slot);
-		if (!claimed)
-			health_probe_cancel(&b->health, &farm->policy, now_ms);
+		if (claimed) {
+			slot->guard = now_ms >= guard_ms(b);
+			slot->introduction = b->introduction;
+		} else {
+			health_probe_cancel(&b->health, &policy, now_ms);
+		}
 	}
 	backend_publish(b);
 	pthread_mutex_unlock(&b->mutex);
@@ -1242,14 +1326,10 @@ bool balancer_probe_claim(struct farm *farm, int64_t now_ms,
 {
 	uint16_t n = farm_size(farm);
 
-	if (!farm->policy.probe)
-		return false;
 	for (uint16_t i = 0; i < n; i++) {
 		struct backend *b = &farm->backends[i];
 
-		if (!is_probed(b) || now_ms < atomic_load(&b->probe_at_ms))
-			continue;
-		if (claim(farm, b, now_ms, slot))
+		if (now_ms >= probe_ms(farm, b) && claim(farm, b, now_ms, slot))
 			return true;
 	}
 	return false;
@@ -1262,7 +1342,9 @@ static bool is_full_rather(const struct farm *farm, const struct backend *b,
 	int64_t answered = atomic_load(&b->answered_ms);
 
 	return (report->failed == PROBE_STEP_CONNECT ||
-		report->failed == PROBE_STEP_GREETING) &&
+		report->failed == PROBE_STEP_GREETING ||
+		report->outcome == PROBE_SILENT ||
+		report->outcome == PROBE_CLOSED_EARLY) &&
 	       report->outcome != PROBE_NOT_SMTP &&
 	       atomic_load(&b->inflight) > 1 && answered != -1 &&
 	       now_ms - answered <= farm->policy.interval_ms;
@@ -1285,7 +1367,9 @@ static enum lesson lesson_of_probe(const struct backend *b,
 				   const struct probe_report *report)
 {
 	bool early = report->outcome == PROBE_GREETING_BUSY ||
-		     report->outcome == PROBE_EHLO_BUSY;
+		     report->outcome == PROBE_EHLO_BUSY ||
+		     report->outcome == PROBE_TLS_REFUSED ||
+		     report->outcome == PROBE_XCLIENT_REFUSED;
 
 	if (early && report->class == BUSY_BUSY)
 		return LESSON_BUSY;
@@ -1307,8 +1391,78 @@ static void learn_ext(struct backend *b, const struct probe_report *report)
 	if (!report->ehlo_known)
 		return;
 	atomic_store(&b->ext, report->ext);
+	atomic_store(&b->auth, report->auth);
 	atomic_store(&b->size, report->size);
 	atomic_store(&b->ext_known, true);
+}
+
+/* Its certificate is good for few days more, or no longer. */
+static void tell_cert(struct backend *b, int64_t days, int64_t now_ms,
+		      struct backend_news *news)
+{
+	news->cert_days = days;
+	if (b->cert_told_ms != -1 && now_ms - b->cert_told_ms < BACKEND_CERT_MS)
+		return;
+	b->cert_told_ms = now_ms;
+	news->cert_told = true;
+}
+
+/* Whether it went over TLS, and the certificate that was seen. */
+static void learn_tls(struct backend *b, const struct probe_report *report,
+		      int64_t now_ms, struct backend_news *news)
+{
+	const int64_t day_s = BACKEND_CERT_MS / 1000;
+	int64_t left_s = report->left_s;
+
+	if (report->tls || report->ehlo_known)
+		atomic_store(&b->tls_seen, report->tls);
+	if (!report->tls)
+		return;
+	if (report->expires_s == 0) {
+		atomic_store(&b->cert_until_ms, INT64_MAX);
+		return;
+	}
+	/* No certificate can name a year behind 9999 (RFC 5280). */
+	assert(left_s < INT64_MAX / 10000);
+	assert(left_s > INT64_MIN / 10000);
+	atomic_store(&b->cert_until_ms, now_ms + left_s * 1000);
+	if (left_s < BACKEND_CERT_DAYS * day_s)
+		tell_cert(b, left_s / day_s, now_ms, news);
+	else
+		b->cert_told_ms = -1;
+}
+
+static void set_relay(struct backend *b, enum backend_relay relay,
+		      int64_t now_ms, struct backend_news *news)
+{
+	bool first = atomic_load(&b->relay_checked_ms) == -1;
+	bool changed = backend_relay(b) != relay;
+
+	atomic_store(&b->relay_checked_ms, now_ms);
+	atomic_store(&b->relay, (uint8_t)relay);
+	atomic_store(&b->guard_at_ms, now_ms + BACKEND_GUARD_MS);
+	news->relay_told = first || changed || relay != BACKEND_RELAY_CLOSED;
+	news->relay = relay;
+}
+
+/* What the guard was answered.  Without an answer, the last one stands. */
+static void learn_relay(struct backend *b, const struct probe_report *report,
+			int64_t now_ms, struct backend_news *news)
+{
+	switch (report->relay) {
+	case PROBE_RELAY_UNASKED:
+	case PROBE_RELAY_INCONCLUSIVE:
+		return; /* due at the next probe */
+	case PROBE_RELAY_UNPROVEN:
+		set_relay(b, BACKEND_RELAY_UNKNOWN, now_ms, news);
+		return;
+	case PROBE_RELAY_CLOSED:
+		set_relay(b, BACKEND_RELAY_CLOSED, now_ms, news);
+		return;
+	case PROBE_RELAY_OPEN:
+		set_relay(b, BACKEND_RELAY_OPEN, now_ms, news);
+		return;
+	}
 }
 
 /* What a probe was told counts as one source's vote. */
@@ -1336,12 +1490,58 @@ static void apply_probe_vote(struct farm *farm, struct backend *b,
 	apply(farm, b, &o, voters, now_ms, random);
 }
 
+/* Behind both mutexes: what it is to health. */
+static void judge_probe(struct farm *farm, struct backend *b,
+			struct balancer_slot *slot,
+			const struct probe_report *report, int64_t now_ms,
+			uint64_t random)
+{
+	enum health_probe verdict = probe_verdict(report);
+
+	if (verdict == HEALTH_PROBE_FAILED &&
+	    is_full_rather(farm, b, report, now_ms))
+		verdict = HEALTH_PROBE_BUSY;
+	learn(b, slot, lesson_of_probe(b, report), now_ms, random);
+	backend_count(b,
+		      verdict == HEALTH_PROBE_PASSED ||
+				      verdict == HEALTH_PROBE_BUSY
+			      ? BACKEND_COUNT_probes_ok
+			      : BACKEND_COUNT_probes_failed,
+		      1);
+	if (!farm->policy.probe) { /* it went out for the guard */
+		health_probe_cancel(&b->health, &farm->policy, now_ms);
+		return;
+	}
+	health_note_probe(&b->health, &farm->policy, verdict, now_ms, random);
+	apply_probe_vote(farm, b, slot, report, now_ms, random);
+}
+
+/* Behind both mutexes. */
+static void end_probe(struct farm *farm, struct backend *b,
+		      struct balancer_slot *slot,
+		      const struct probe_report *report, int64_t now_ms,
+		      uint64_t random)
+{
+	if (report->outcome == PROBE_ABANDONED) {
+		health_probe_cancel(&b->health, &farm->policy, now_ms);
+	} else if (report->tls_failed) {
+		b->report = *report;
+		backend_tls_failed(b, now_ms);
+		health_probe_cancel(&b->health, &farm->policy, now_ms);
+		health_probe_soon(&b->health, now_ms);
+	} else {
+		b->report = *report;
+		judge_probe(farm, b, slot, report, now_ms, random);
+	}
+}
+
 void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
 			 const struct probe_report *report, int64_t now_ms,
 			 uint64_t random, struct backend_change *change)
 {
 	struct backend *b = backend_of(farm, slot);
 	struct balancer_slot own = *slot;
+	struct backend_news news = { 0 };
 
 	change->changed = false;
 	pthread_mutex_lock(&b->mutex);
@@ -1350,29 +1550,19 @@ void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
 
 	b->seen_ms = now_ms;
 	health_tick(&b->health, now_ms);
-	if (report->outcome == PROBE_ABANDONED) {
-		health_probe_cancel(&b->health, &farm->policy, now_ms);
-	} else {
-		enum health_probe verdict = probe_verdict(report);
-
-		if (verdict == HEALTH_PROBE_FAILED &&
-		    is_full_rather(farm, b, report, now_ms))
-			verdict = HEALTH_PROBE_BUSY;
-		b->report = *report;
+	end_probe(farm, b, &own, report, now_ms, random);
+	if (slot->introduction != b->introduction) {
+		/* It was led by what no longer is so. */
+		health_probe_soon(&b->health, now_ms);
+	} else if (report->outcome != PROBE_ABANDONED) {
 		learn_ext(b, report);
-		learn(b, &own, lesson_of_probe(b, report), now_ms, random);
-		backend_count(b,
-			      verdict == HEALTH_PROBE_PASSED ||
-					      verdict == HEALTH_PROBE_BUSY
-				      ? BACKEND_COUNT_probes_ok
-				      : BACKEND_COUNT_probes_failed,
-			      1);
-		health_note_probe(&b->health, &farm->policy, verdict, now_ms,
-				  random);
-		apply_probe_vote(farm, b, &own, report, now_ms, random);
+		learn_tls(b, report, now_ms, &news);
+		learn_relay(b, report, now_ms, &news);
 	}
 	give_back(b, &own);
 	backend_settle(b, before, now_ms, change);
+	backend_name_change(b, change);
+	change->news = news;
 	pthread_mutex_unlock(&farm->mutex);
 	pthread_mutex_unlock(&b->mutex);
 }
@@ -1385,13 +1575,13 @@ int64_t balancer_due_ms(const struct farm *farm)
 	for (uint16_t i = 0; i < n; i++) {
 		const struct backend *b = &farm->backends[i];
 		int64_t until = atomic_load(&b->until_ms);
-		int64_t probe = atomic_load(&b->probe_at_ms);
+		int64_t probe = probe_ms(farm, b);
 
 		if (atomic_load(&b->place) != BACKEND_LIVE)
 			continue;
 		if (until != 0 && until < due)
 			due = until;
-		if (farm->policy.probe && is_probed(b) && probe < due)
+		if (probe < due)
 			due = probe;
 	}
 	return due;

@@ -46,6 +46,9 @@ struct balancer_slot {
 	bool trial;    /* the one session of a HALF_OPEN backend */
 	uint8_t phase; /* enum limit_phase: balancer_note() moves it */
 	bool kept;     /* idle: see balancer_keep() */
+	bool guard;    /* of a probe: it is to ask whether the backend relays
+			  for strangers */
+	uint32_t introduction; /* of a probe: the backend's, when it began */
 	uint32_t generation;
 	uint32_t epoch;
 };
@@ -53,7 +56,9 @@ struct balancer_slot {
 /* What the transaction needs. */
 struct balancer_need {
 	unsigned ext;  /* enum smtp_ext bits of MAIL's parameters */
+	unsigned auth; /* enum smtp_auth bits of the mechanisms wanted */
 	uint64_t size; /* of SIZE=; 0: not said */
+	bool stranger; /* nobody said that it may relay: see farm_guard */
 	unsigned tried_count;
 	uint16_t tried[BALANCER_TRIED_MAX]; /* indices, not to be tried again */
 };
@@ -67,6 +72,10 @@ struct balancer_need {
 	VERDICT(ALL_DOWN, all_down, "no backend is in service")                \
 	VERDICT(NO_EXTENSION, no_extension,                                    \
 		"none offers what the message needs")                          \
+	VERDICT(UNCHECKED, unchecked,                                          \
+		"not yet known whether a backend relays for strangers")        \
+	VERDICT(ALL_OPEN, all_open,                                            \
+		"every backend that could relays for strangers")               \
 	VERDICT(EMPTY, empty, "the farm has no backend")
 
 #define BALANCER_VERDICT_ENUM(NAME, name, help) BALANCER_##NAME,
@@ -107,7 +116,8 @@ struct balancer_outcome {
 
 /*
  * Take a slot of the best backend that is LIVE, ready, healthy, has room,
- * offers what is needed, and was not tried.  PICKED: *slot is to be given
+ * offers what is needed, is not kept from strangers if this is one, and was
+ * not tried.  PICKED: *slot is to be given
  * back by balancer_release().  Anything else: why there is none, *slot is
  * untouched.  A change that the passing of time brought is told in *change
  * (never NULL).
@@ -155,9 +165,16 @@ bool balancer_keep(struct farm *farm, struct balancer_slot *slot,
 void balancer_resume(struct farm *farm, struct balancer_slot *slot);
 
 /*
+ * Does this slot's backend offer what is needed, and may this client have it?
+ * For a session that has a connection and begins another transaction.
+ */
+bool balancer_suits(struct farm *farm, const struct balancer_slot *slot,
+		    const struct balancer_need *need);
+
+/*
  * May this slot's backend take such a session on a connection that stands
- * (LIVE, ready, healthy, offering what is needed, not tried)?  Then its
- * score, the least being the best; else UINT64_MAX.
+ * (LIVE, ready, healthy, suited, not tried)?  Then its score, the least being
+ * the best; else UINT64_MAX.
  */
 uint64_t balancer_score(struct farm *farm, const struct balancer_slot *slot,
 			const struct balancer_need *need, int64_t now_ms);
@@ -198,17 +215,19 @@ void balancer_unnote(struct farm *farm, const struct balancer_slot *slot,
 		     const struct balancer_outcome *outcome, int64_t now_ms);
 
 /*
- * Could a session be given to any backend now?  *why (may be NULL) says what
- * balancer_reserve() would.  *since_ms (may be NULL): since when there has
- * been no room without a break, as far as anybody asked; or now_ms.
+ * Could a session be given to any backend now, were it of no stranger?  *why
+ * (may be NULL) says what balancer_reserve() would.  *since_ms (may be NULL):
+ * since when there has been no room without a break, as far as anybody asked;
+ * or now_ms.
  */
 bool balancer_available(struct farm *farm, int64_t now_ms,
 			enum balancer_verdict *why, int64_t *since_ms);
 
 /*
  * What weir may offer in EHLO: the extensions that every backend in use
- * offers (LIVE and not in maint; those not asked yet don't count), and the
- * smallest SIZE.  Nothing if nothing is known.
+ * offers (LIVE and not in maint; those not asked yet don't count), the
+ * mechanisms of AUTH likewise, and the smallest SIZE.  Nothing if nothing is
+ * known.
  */
 struct smtp_ehlo balancer_offer(const struct farm *farm);
 
@@ -217,6 +236,11 @@ struct smtp_ehlo balancer_offer(const struct farm *farm);
  * of its ordinary slots is taken.  Ends by balancer_probe_done(), always,
  * exactly once; that gives the slot back.  A backend without a free slot is
  * not probed: its sessions vouch for it.
+ *
+ * slot->guard: the probe is to ask whether the backend relays for strangers
+ * (probe_order.guard).  That is when the backend takes weir for the client and
+ * the farm has a guard: until there is an answer, then hourly.  For that alone
+ * a farm is probed that is not probed otherwise; health then learns nothing.
  */
 bool balancer_probe_claim(struct farm *farm, int64_t now_ms,
 			  struct balancer_slot *slot);
@@ -225,7 +249,11 @@ bool balancer_probe_claim(struct farm *farm, int64_t now_ms,
 void balancer_probe_greeted(struct farm *farm, struct balancer_slot *slot,
 			    int64_t greet_ms, int64_t now_ms);
 
-/* The probe ended.  PROBE_ABANDONED: without a verdict. */
+/*
+ * The probe ended.  PROBE_ABANDONED: without a verdict.  report->tls_failed:
+ * without one as well; TLS is let be for a time, and the next probe is due at
+ * once, in clear.  change->news is always written.
+ */
 void balancer_probe_done(struct farm *farm, const struct balancer_slot *slot,
 			 const struct probe_report *report, int64_t now_ms,
 			 uint64_t random, struct backend_change *change);

@@ -40,7 +40,9 @@ static void enter(struct probe *p, enum probe_step_name step, int64_t now_ms)
 {
 	assert(p->step != PROBE_STEP_DONE);
 
-	p->report.took_ms[p->step] = now_ms - p->step_ms;
+	int64_t *took = &p->report.took_ms[p->step];
+
+	*took = (*took > 0 ? *took : 0) + now_ms - p->step_ms;
 	p->step = step;
 	p->step_ms = now_ms;
 	if (step == PROBE_STEP_DONE)
@@ -78,6 +80,17 @@ static void say(struct probe *p, enum probe_step_name step, const char *verb,
 	smtp_reply_begin(&p->reply, step == PROBE_STEP_EHLO);
 }
 
+static void say_hello(struct probe *p, int64_t now_ms)
+{
+	say(p, PROBE_STEP_EHLO, "EHLO ", p->order->helo, now_ms);
+}
+
+static void shake(struct probe *p, int64_t now_ms)
+{
+	p->shake = true;
+	enter(p, PROBE_STEP_HANDSHAKE, now_ms);
+}
+
 static void say_quit(struct probe *p, int64_t now_ms)
 {
 	say(p, PROBE_STEP_QUIT, "QUIT", "", now_ms);
@@ -96,8 +109,16 @@ static enum busy_stage stage_of(enum probe_step_name step)
 	case PROBE_STEP_EHLO:
 	case PROBE_STEP_HELO:
 		return BUSY_STAGE_EHLO;
+	case PROBE_STEP_STARTTLS:
+	case PROBE_STEP_HANDSHAKE:
+		return BUSY_STAGE_STARTTLS;
+	case PROBE_STEP_XCLIENT:
+		return BUSY_STAGE_XCLIENT;
 	case PROBE_STEP_MAIL:
+	case PROBE_STEP_GUARD_MAIL:
 		return BUSY_STAGE_MAIL;
+	case PROBE_STEP_GUARD_RCPT:
+		return BUSY_STAGE_RCPT;
 	case PROBE_STEP_RSET:
 	case PROBE_STEP_QUIT:
 	case PROBE_STEP_DONE:
@@ -118,7 +139,7 @@ static void keep_text(struct probe *p)
 	p->report.code = p->reply.code;
 }
 
-static void classify(struct probe *p)
+static enum busy_class classify(const struct probe *p, struct smtp_esc *esc)
 {
 	struct busy_reply r = {
 		.stage = stage_of(p->step),
@@ -132,15 +153,16 @@ static void classify(struct probe *p)
 	};
 
 	(void)smtp_reply_esc(p->reply.head, p->reply.head_len, &r.esc);
-	p->report.class =
-		busy_classify(&r, p->order->rules, p->order->rule_count).class;
+	*esc = r.esc;
+	return busy_classify(&r, p->order->rules, p->order->rule_count).class;
 }
 
 static void learn(struct probe *p, const struct smtp_ehlo *ehlo)
 {
-	p->report.ehlo_known = true;
 	p->report.ext = ehlo->ext;
+	p->report.auth = ehlo->auth;
 	p->report.size = ehlo->size;
+	p->xclient = ehlo->xclient;
 }
 
 /* A reply that ends the dialogue: note it and take leave. */
@@ -150,19 +172,246 @@ static void leave(struct probe *p, enum probe_outcome outcome, int64_t now_ms)
 	say_quit(p, now_ms);
 }
 
-static void next_of_hello(struct probe *p, int64_t now_ms)
+/* --- the relay guard --- */
+
+/*
+ * The sender: a stranger first, and <> for those that know of no such domain.
+ * Our own name stands in it, so that who reads the backend's log can see
+ * whose doing it is.
+ */
+static void guard_mail(struct probe *p, int64_t now_ms)
 {
+	char sender[SMTP_DOMAIN_MAX + 32];
+
+	if (p->guard_null) {
+		say(p, PROBE_STEP_GUARD_MAIL, "MAIL FROM:", "<>", now_ms);
+		return;
+	}
+	(void)snprintf(sender, sizeof(sender), "<weir-relay-check@%s>",
+		       p->order->helo);
+	say(p, PROBE_STEP_GUARD_MAIL, "MAIL FROM:", sender, now_ms);
+}
+
+/* The outcome is decided: ask, if that is wanted, or take leave. */
+static void guard_or_quit(struct probe *p, int64_t now_ms)
+{
+	assert(p->report.outcome != PROBE_NONE);
+
+	if (!p->order->guard) {
+		say_quit(p, now_ms);
+		return;
+	}
+	p->guarding = true;
+	p->report.relay = PROBE_RELAY_INCONCLUSIVE;
+	guard_mail(p, now_ms);
+}
+
+/* A refusal that tells nothing of what it is refused for. */
+static bool is_inconclusive(enum busy_class class)
+{
+	switch (class) {
+	case BUSY_BUSY:
+	case BUSY_MAYBE:
+	case BUSY_CAP:
+	case BUSY_DRAIN:
+	case BUSY_SICK:
+	case BUSY_MISCONF:
+	case BUSY_SESSION:
+		return true;
+	case BUSY_OK:
+	case BUSY_POLICY:
+	case BUSY_CLASSES:
+		break;
+	}
+	return false;
+}
+
+/* text, in lower case, is somewhere in the reply. */
+static bool says(const struct smtp_reply_parser *r, const char *text)
+{
+	size_t len = strlen(text);
+
+	for (size_t at = 0; at + len <= r->text_len; at++) {
+		size_t i = 0;
+
+		while (i < len && (r->text[at + i] | 0x20) == (text[i] | 0x20))
+			i++;
+		if (i == len)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is it about the sender?  RFC 3463, section 3.2: X.1.7 and X.1.8; Postfix
+ * has X.1.8 for a domain that it cannot find.
+ */
+static bool is_about_sender(const struct smtp_esc *esc)
+{
+	return esc->class != 0 && esc->subject == 1 &&
+	       (esc->detail == 7 || esc->detail == 8);
+}
+
+/*
+ * Did it look for the recipient's domain first (Postfix with
+ * reject_unknown_recipient_domain, Exim with verify = recipient)?  If there
+ * were one, it might have relayed.
+ */
+static bool is_about_domain(const struct smtp_reply_parser *r)
+{
+	return says(r, "domain not found") || says(r, "unrouteable address");
+}
+
+static void keep_relay_text(struct probe *p)
+{
+	size_t len = p->reply.text_len;
+
+	if (len > PROBE_RELAY_TEXT_MAX)
+		len = PROBE_RELAY_TEXT_MAX;
+	memcpy(p->report.relay_text, p->reply.text, len);
+	p->report.relay_text_len = (uint16_t)len;
+	p->report.relay_code = p->reply.code;
+	p->report.relay_step = p->step;
+}
+
+/* The answer stands; RSET takes back what it was asked with. */
+static void guard_ends(struct probe *p, enum probe_relay relay, int64_t now_ms)
+{
+	p->report.relay = relay;
+	p->guarding = false;
+	say(p, PROBE_STEP_RSET, "RSET", "", now_ms);
+}
+
+/* 4xx or 5xx to the guard's MAIL or RCPT. */
+static void guard_refused(struct probe *p, int64_t now_ms)
+{
+	struct smtp_esc esc = { 0 };
+	enum busy_class class = classify(p, &esc);
+	bool sender = p->step == PROBE_STEP_GUARD_MAIL || is_about_sender(&esc);
+
+	if (is_inconclusive(class) || p->reply.code == 421) {
+		guard_ends(p, PROBE_RELAY_INCONCLUSIVE, now_ms);
+	} else if (sender && !p->guard_null) {
+		p->guard_null = true;
+		say(p, PROBE_STEP_RSET, "RSET", "", now_ms);
+	} else if (p->step == PROBE_STEP_GUARD_RCPT &&
+		   (sender || is_about_domain(&p->reply))) {
+		guard_ends(p, PROBE_RELAY_UNPROVEN, now_ms);
+	} else {
+		guard_ends(p, PROBE_RELAY_CLOSED, now_ms);
+	}
+}
+
+static void guard_replied(struct probe *p, int64_t now_ms)
+{
+	keep_relay_text(p);
+	if (p->reply.code >= 400)
+		guard_refused(p, now_ms);
+	else if (p->reply.code >= 300)
+		guard_ends(p, PROBE_RELAY_INCONCLUSIVE, now_ms);
+	else if (p->step == PROBE_STEP_GUARD_MAIL)
+		say(p, PROBE_STEP_GUARD_RCPT,
+		    "RCPT TO:", "<weir-relay-check@relay-check.invalid>",
+		    now_ms);
+	else
+		guard_ends(p, PROBE_RELAY_OPEN, now_ms);
+}
+
+/* --- from EHLO on --- */
+
+static void well(struct probe *p, int64_t now_ms)
+{
+	decide(p, PROBE_OK, now_ms);
+	guard_or_quit(p, now_ms);
+}
+
+/*
+ * All that EHLO offers to be told, as unknown: what is left out keeps the
+ * value that it has.  The protocol is known: it is ours.
+ */
+static void say_xclient(struct probe *p, int64_t now_ms)
+{
+	char arg[SMTP_COMMAND_LINE_MAX - sizeof("XCLIENT\r\n")];
+	size_t len = 0;
+
+	for (unsigned i = 0; i < SMTP_XCLIENT_BITS; i++) {
+		enum smtp_xclient bit = (enum smtp_xclient)(1U << i);
+
+		if ((p->xclient & bit) == 0)
+			continue;
+		int n = snprintf(arg + len, sizeof(arg) - len, " %s=%s",
+				 smtp_xclient_name(bit),
+				 bit == SMTP_XCLIENT_PROTO ? "ESMTP"
+							   : "[UNAVAILABLE]");
+
+		assert(n > 0);
+		assert((size_t)n < sizeof(arg) - len);
+		len += (size_t)n;
+	}
+	say(p, PROBE_STEP_XCLIENT, "XCLIENT", arg, now_ms);
+}
+
+/* That was the last EHLO: this is what sessions will be offered. */
+static void learned(struct probe *p, int64_t now_ms)
+{
+	p->report.ehlo_known = true;
 	if (p->order->mail)
 		say(p, PROBE_STEP_MAIL, "MAIL FROM:", "<>", now_ms);
 	else
-		leave(p, PROBE_OK, now_ms);
+		well(p, now_ms);
+}
+
+/* TLS, then who we are, then mail: EHLO is said anew after each. */
+static void next_of_hello(struct probe *p, int64_t now_ms)
+{
+	const struct probe_order *order = p->order;
+	bool open = order->tls != PROBE_TLS_NONE && !p->report.tls;
+
+	if (open && (p->report.ext & SMTP_EXT_STARTTLS) != 0 && !p->unsecured)
+		say(p, PROBE_STEP_STARTTLS, "STARTTLS", "", now_ms);
+	else if (open && order->tls == PROBE_TLS_MUST)
+		leave(p, PROBE_TLS_REFUSED, now_ms);
+	else if (order->xclient && !p->introduced && p->xclient != 0)
+		say_xclient(p, now_ms);
+	else if (order->xclient && !p->introduced)
+		leave(p, PROBE_XCLIENT_REFUSED, now_ms);
+	else
+		learned(p, now_ms);
+}
+
+/* What comes behind the 220 is not of this reply: see heard(). */
+static void started(struct probe *p, int64_t now_ms)
+{
+	if (p->reply.code < 300) {
+		shake(p, now_ms);
+	} else if (p->order->tls == PROBE_TLS_MUST || p->reply.code == 421) {
+		leave(p, PROBE_TLS_REFUSED, now_ms);
+	} else {
+		/* It is no fault, where it was only tried. */
+		p->unsecured = true;
+		p->report.class = BUSY_OK;
+		p->report.code = 0;
+		p->report.text_len = 0;
+		next_of_hello(p, now_ms);
+	}
+}
+
+/* Anything but 220 leaves it open whom the backend takes us for. */
+static void introduced(struct probe *p, int64_t now_ms)
+{
+	if (p->reply.code != 220) {
+		leave(p, PROBE_XCLIENT_REFUSED, now_ms);
+		return;
+	}
+	p->introduced = true;
+	say_hello(p, now_ms);
 }
 
 static void greeted(struct probe *p, int64_t now_ms)
 {
 	if (p->reply.code < 300) {
 		p->report.greet_ms = now_ms - p->begun_ms;
-		say(p, PROBE_STEP_EHLO, "EHLO ", p->order->helo, now_ms);
+		say_hello(p, now_ms);
 	} else if (p->reply.code < 400) {
 		leave(p, PROBE_NOT_SMTP, now_ms);
 	} else if (p->reply.code < 500) {
@@ -191,19 +440,37 @@ static void helloed(struct probe *p, int64_t now_ms)
 
 static void mailed(struct probe *p, int64_t now_ms)
 {
-	if (p->reply.code < 400)
+	if (p->reply.code < 400) {
 		say(p, PROBE_STEP_RSET, "RSET", "", now_ms);
-	else if (p->reply.code < 500)
-		leave(p, PROBE_MAIL_BUSY, now_ms);
+		return;
+	}
+	decide(p, p->reply.code < 500 ? PROBE_MAIL_BUSY : PROBE_MAIL_REFUSED,
+	       now_ms);
+	/* Who has something against <> can be asked; who is unwell cannot. */
+	if (p->report.class == BUSY_POLICY)
+		guard_or_quit(p, now_ms);
 	else
-		leave(p, PROBE_MAIL_REFUSED, now_ms);
+		say_quit(p, now_ms);
+}
+
+/* Whatever it thinks of RSET. */
+static void was_reset(struct probe *p, int64_t now_ms)
+{
+	if (p->guarding)
+		guard_mail(p, now_ms); /* once more, with <> */
+	else if (p->report.outcome == PROBE_NONE)
+		well(p, now_ms);
+	else
+		say_quit(p, now_ms);
 }
 
 static void replied(struct probe *p, int64_t now_ms)
 {
-	if (p->step != PROBE_STEP_RSET && p->step != PROBE_STEP_QUIT) {
+	struct smtp_esc esc;
+
+	if (p->report.outcome == PROBE_NONE && p->step != PROBE_STEP_RSET) {
 		keep_text(p);
-		classify(p);
+		p->report.class = classify(p, &esc);
 	}
 	switch (p->step) {
 	case PROBE_STEP_GREETING:
@@ -213,16 +480,27 @@ static void replied(struct probe *p, int64_t now_ms)
 	case PROBE_STEP_HELO:
 		helloed(p, now_ms);
 		return;
+	case PROBE_STEP_STARTTLS:
+		started(p, now_ms);
+		return;
+	case PROBE_STEP_XCLIENT:
+		introduced(p, now_ms);
+		return;
 	case PROBE_STEP_MAIL:
 		mailed(p, now_ms);
 		return;
+	case PROBE_STEP_GUARD_MAIL:
+	case PROBE_STEP_GUARD_RCPT:
+		guard_replied(p, now_ms);
+		return;
 	case PROBE_STEP_RSET:
-		leave(p, PROBE_OK, now_ms); /* whatever it thinks of RSET */
+		was_reset(p, now_ms);
 		return;
 	case PROBE_STEP_QUIT:
 		finish(p, PROBE_OK, now_ms); /* or what was decided before */
 		return;
 	case PROBE_STEP_CONNECT:
+	case PROBE_STEP_HANDSHAKE:
 	case PROBE_STEP_DONE:
 	case PROBE_STEP_COUNT:
 		return;
@@ -267,10 +545,37 @@ static void connect_failed(struct probe *p, int error, int64_t now_ms)
 	}
 }
 
+/* It has not said a word yet, in TLS or in clear. */
+static bool is_mute(const struct probe *p)
+{
+	return p->step == PROBE_STEP_GREETING ||
+	       (p->step == PROBE_STEP_HANDSHAKE && p->report.greet_ms == -1);
+}
+
+/*
+ * No TLS.  Where it was only tried, the next attempt goes in clear, and that
+ * one says how the backend is.
+ */
+static void insecure(struct probe *p, enum busy_silence what,
+		     const struct probe_event *event, int64_t now_ms)
+{
+	size_t len = event != NULL ? event->len : 0;
+
+	p->report.tls_failed = p->order->tls == PROBE_TLS_IF_OFFERED;
+	silent(p, what, PROBE_TLS_FAILED, now_ms);
+	if (len > PROBE_TEXT_MAX)
+		len = PROBE_TEXT_MAX;
+	if (len > 0)
+		memcpy(p->report.text, event->octets, len);
+	p->report.text_len = (uint16_t)len;
+}
+
 /* The stream ended or broke. */
 static void ended(struct probe *p, bool reset, int64_t now_ms)
 {
-	if (p->step == PROBE_STEP_GREETING)
+	if (p->step == PROBE_STEP_HANDSHAKE && !is_mute(p))
+		insecure(p, BUSY_SILENCE_LOST, NULL, now_ms);
+	else if (is_mute(p))
 		silent(p, BUSY_SILENCE_GREET_EOF, PROBE_CLOSED_EARLY, now_ms);
 	else if (reset)
 		silent(p, BUSY_SILENCE_LOST, PROBE_RESET, now_ms);
@@ -287,22 +592,42 @@ static void timed_out(struct probe *p, int64_t now_ms)
 		return; /* an older plan's */
 	if (p->step == PROBE_STEP_CONNECT)
 		silent(p, BUSY_SILENCE_TIMEOUT, PROBE_CONNECT_TIMEOUT, now_ms);
-	else if (p->step == PROBE_STEP_GREETING)
+	else if (is_mute(p))
 		silent(p, BUSY_SILENCE_GREET_LATE, PROBE_SILENT, now_ms);
+	else if (p->step == PROBE_STEP_HANDSHAKE)
+		insecure(p, BUSY_SILENCE_REPLY_LATE, NULL, now_ms);
 	else
 		silent(p, BUSY_SILENCE_REPLY_LATE, PROBE_TIMEOUT, now_ms);
 }
 
 /* --- octets --- */
 
+static void garbled(struct probe *p, int64_t now_ms)
+{
+	if (p->report.outcome == PROBE_NONE) {
+		keep_text(p);
+		p->report.class = busy_silence(BUSY_SILENCE_GARBLED).class;
+	}
+	p->shake = false;
+	finish(p, PROBE_NOT_SMTP, now_ms);
+}
+
+/* In words, not in a handshake. */
+static bool is_talking(const struct probe *p)
+{
+	return p->step != PROBE_STEP_DONE && p->step != PROBE_STEP_HANDSHAKE;
+}
+
 /*
  * Octets behind a whole reply belong to the next one: a server that greets
- * and at once says 421 has answered our EHLO with it.
+ * and at once says 421 has answered our EHLO with it.  But behind the 220 to
+ * STARTTLS none may stand: they would be taken for words that came over TLS
+ * (RFC 3207, section 4.2; CVE-2011-0411).
  */
 static void heard(struct probe *p, const char *octets, size_t len,
 		  int64_t now_ms)
 {
-	while (len > 0 && p->step != PROBE_STEP_DONE) {
+	while (len > 0 && is_talking(p)) {
 		size_t used = 0;
 		enum smtp_reply_fed fed = smtp_reply_feed(&p->reply, octets,
 							  len, &used);
@@ -317,17 +642,47 @@ static void heard(struct probe *p, const char *octets, size_t len,
 			replied(p, now_ms);
 			break;
 		case SMTP_REPLY_BAD:
-			if (p->report.outcome == PROBE_NONE)
-				keep_text(p);
-			p->report.class =
-				p->report.outcome == PROBE_NONE
-					? busy_silence(BUSY_SILENCE_GARBLED)
-						  .class
-					: p->report.class;
-			finish(p, PROBE_NOT_SMTP, now_ms);
+			garbled(p, now_ms);
 			return;
 		}
 	}
+	if (len > 0 && p->step == PROBE_STEP_HANDSHAKE)
+		garbled(p, now_ms);
+}
+
+static void greeting_comes(struct probe *p, int64_t now_ms)
+{
+	enter(p, PROBE_STEP_GREETING, now_ms);
+	smtp_reply_begin(&p->reply, false);
+}
+
+static void connected(struct probe *p, int64_t now_ms)
+{
+	if (p->order->implicit && p->order->tls != PROBE_TLS_NONE)
+		shake(p, now_ms);
+	else
+		greeting_comes(p, now_ms);
+}
+
+/* What was learned in clear, anybody may have said. */
+static void secured(struct probe *p, const struct probe_event *event,
+		    int64_t now_ms)
+{
+	struct probe_report *r = &p->report;
+
+	r->tls = true;
+	r->verified = event->verified;
+	r->expires_s = event->expires_s;
+	r->left_s = event->expires_s != 0 ? event->expires_s - event->now_s : 0;
+	(void)snprintf(r->tls_version, sizeof(r->tls_version), "%s",
+		       event->tls_version);
+	r->ext = 0;
+	r->auth = 0;
+	r->size = 0;
+	if (r->greet_ms == -1)
+		greeting_comes(p, now_ms);
+	else
+		say_hello(p, now_ms);
 }
 
 void probe_begin(struct probe *p, const struct probe_order *order,
@@ -343,6 +698,9 @@ void probe_begin(struct probe *p, const struct probe_order *order,
 	p->all_by_ms = now_ms + order->timeout_ms;
 	p->quit_by_ms = p->all_by_ms;
 	p->order = order;
+	p->introduced = p->guarding = p->guard_null = false;
+	p->unsecured = p->shake = false;
+	p->xclient = 0;
 	p->say_len = 0;
 	p->report = (struct probe_report){
 		.failed = PROBE_STEP_DONE,
@@ -359,24 +717,33 @@ void probe_step(struct probe *p, const struct probe_event *event,
 	bool connecting = p->step == PROBE_STEP_CONNECT;
 
 	p->say_len = 0;
+	p->shake = false;
 	if (p->step == PROBE_STEP_DONE) {
 		plan_wait(p, plan);
 		return;
 	}
 	switch (event->kind) {
 	case PROBE_IN_CONNECTED:
-		if (connecting) {
-			enter(p, PROBE_STEP_GREETING, now_ms);
-			smtp_reply_begin(&p->reply, false);
-		}
+		if (connecting)
+			connected(p, now_ms);
 		break;
 	case PROBE_IN_FAILED:
 		if (connecting)
 			connect_failed(p, event->error, now_ms);
 		break;
 	case PROBE_IN_OCTETS:
-		if (!connecting)
+		if (!connecting && is_talking(p))
 			heard(p, event->octets, event->len, now_ms);
+		break;
+	case PROBE_IN_SECURED:
+		if (p->step == PROBE_STEP_HANDSHAKE)
+			secured(p, event, now_ms);
+		break;
+	case PROBE_IN_INSECURE:
+		if (p->step == PROBE_STEP_HANDSHAKE)
+			insecure(p, BUSY_SILENCE_GARBLED, event, now_ms);
+		else if (!connecting)
+			ended(p, true, now_ms);
 		break;
 	case PROBE_IN_CLOSED:
 	case PROBE_IN_RESET:
@@ -391,6 +758,7 @@ void probe_step(struct probe *p, const struct probe_event *event,
 		break;
 	}
 	plan_wait(p, plan);
+	plan->handshake = p->shake;
 	if (p->say_len > 0 && !plan->done) {
 		plan->send = p->line;
 		plan->send_len = p->say_len;
@@ -421,6 +789,30 @@ static enum health_probe verdict_of_class(enum busy_class class)
 	return HEALTH_PROBE_BUSY;
 }
 
+/* 4xx, and not because of what it was asked for. */
+static bool is_passing(const struct probe_report *report)
+{
+	return report->code >= 400 && report->code < 500 &&
+	       (busy_is_about_slots(report->class) ||
+		report->class == BUSY_DRAIN);
+}
+
+/* Without TLS it is of no use, whatever the reason. */
+static enum health_probe verdict_of_tls(const struct probe_report *report)
+{
+	return is_passing(report) ? verdict_of_class(report->class)
+				  : HEALTH_PROBE_FAILED;
+}
+
+/* It does not know weir for the proxy that it is. */
+static enum health_probe verdict_of_xclient(const struct probe_report *report)
+{
+	if (is_passing(report) || (report->code >= 400 && report->code < 500 &&
+				   report->class == BUSY_SICK))
+		return verdict_of_class(report->class);
+	return HEALTH_PROBE_MISCONF;
+}
+
 enum health_probe probe_verdict(const struct probe_report *report)
 {
 	switch (report->outcome) {
@@ -431,6 +823,13 @@ enum health_probe probe_verdict(const struct probe_report *report)
 	case PROBE_EHLO_BUSY:
 	case PROBE_EHLO_REFUSED:
 		return verdict_of_class(report->class);
+	case PROBE_TLS_REFUSED:
+		return verdict_of_tls(report);
+	case PROBE_TLS_FAILED: /* only tried: not for that */
+		return report->tls_failed ? HEALTH_PROBE_BUSY
+					  : HEALTH_PROBE_FAILED;
+	case PROBE_XCLIENT_REFUSED:
+		return verdict_of_xclient(report);
 	case PROBE_MAIL_BUSY:
 	case PROBE_MAIL_REFUSED:
 		if (report->class == BUSY_POLICY)

@@ -226,7 +226,7 @@ static void introduce(struct worker *w, struct prober *p)
 {
 	struct io_buf *buf;
 
-	if (p->ending || !backend_identity_binds(p->identity))
+	if (p->ending || !backend_identity_heads(p->identity))
 		return;
 	buf = proxy_introduce_probe(w, p);
 	if (buf != NULL)

@@ -98,7 +98,7 @@ static void address_of(struct worker *w, io_handle socket, end_fn *end,
 
 static uint8_t version_of(enum backend_identity identity)
 {
-	assert(backend_identity_binds(identity));
+	assert(backend_identity_heads(identity));
 	return identity == BACKEND_IDENTITY_PROXY_V1 ? 1 : 2;
 }
 
@@ -110,7 +110,7 @@ bool proxy_introduce(struct worker *w, struct server *v)
 	char id[WORK_ID_MAX];
 	size_t len;
 
-	if (!backend_identity_binds(v->identity))
+	if (!backend_identity_heads(v->identity))
 		return true;
 	assert(c != NULL);
 	h.version = version_of(v->identity);

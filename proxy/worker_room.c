@@ -212,6 +212,8 @@ static bool serve(struct worker *w, unsigned *skip, bool *full)
 	case BALANCER_ALL_TRIED:
 	case BALANCER_ALL_DOWN:
 	case BALANCER_NO_EXTENSION:
+	case BALANCER_UNCHECKED:
+	case BALANCER_ALL_OPEN:
 	case BALANCER_EMPTY:
 	case BALANCER_VERDICT_COUNT:
 		break;

@@ -444,6 +444,10 @@ static const char *stat_check(enum probe_outcome outcome)
 	case PROBE_CLOSED:
 	case PROBE_RESET:
 		return "L7RSP";
+	case PROBE_TLS_FAILED:
+		return "L6RSP";
+	case PROBE_TLS_REFUSED:
+	case PROBE_XCLIENT_REFUSED:
 	case PROBE_GREETING_BUSY:
 	case PROBE_GREETING_REFUSED:
 	case PROBE_EHLO_BUSY:
@@ -607,7 +611,12 @@ static uint64_t busy_answers(const struct backend *b)
 static void put_gauge(struct worker *w, struct report *r,
 		      const struct backend *b, enum backend_gauge which)
 {
-	report_number(r, (int64_t)backend_gauge(b, which, w->now_ms));
+	uint64_t value = backend_gauge(b, which, w->now_ms);
+
+	if (value == BACKEND_GAUGE_NONE)
+		report_none(r);
+	else
+		report_number(r, (int64_t)value);
 }
 
 static void put_permille(struct report *r, uint64_t permille)
