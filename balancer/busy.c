@@ -251,6 +251,9 @@ static const struct words words[] = {
 	{ FACT_POLICY, "onward" },
 	{ FACT_POLICY, "slower" },
 	{ FACT_POLICY, "bare" },
+	{ FACT_POLICY, "too many login" },
+	{ FACT_POLICY, "too many failed" },
+	{ FACT_POLICY, "too many auth" },
 
 	{ FACT_DRAIN, "shutting down" },
 	{ FACT_DRAIN, "shut down" },
@@ -379,8 +382,11 @@ enum code {
 	CODE_452 = 1 << 2,
 	CODE_4XX = 1 << 3, /* any other */
 	CODE_5XX = 1 << 4,
+	/* Cannot say now who somebody is (RFC 4954, section 6; 435 is
+	   Exim's), or cannot do TLS. */
+	CODE_454 = 1 << 5,
 
-	CODE_4 = CODE_421 | CODE_451 | CODE_452 | CODE_4XX,
+	CODE_4 = CODE_421 | CODE_451 | CODE_452 | CODE_454 | CODE_4XX,
 	CODE_ANY = CODE_4 | CODE_5XX,
 };
 
@@ -394,6 +400,8 @@ static unsigned code_bit(unsigned code)
 		return CODE_451;
 	if (code == 452)
 		return CODE_452;
+	if (code == 435 || code == 454)
+		return CODE_454;
 	return CODE_4XX;
 }
 
@@ -454,6 +462,7 @@ enum stage {
 	AT_EHLO = 1 << BUSY_STAGE_EHLO,
 	AT_XCLIENT = 1 << BUSY_STAGE_XCLIENT,
 	AT_STARTTLS = 1 << BUSY_STAGE_STARTTLS,
+	AT_AUTH = 1 << BUSY_STAGE_AUTH,
 	AT_RCPT = 1 << BUSY_STAGE_RCPT,
 	AT_MAIL = 1 << BUSY_STAGE_MAIL | 1 << BUSY_STAGE_DATA |
 		  1 << BUSY_STAGE_EOD | 1 << BUSY_STAGE_IDLE,
@@ -486,7 +495,14 @@ static const struct rule rule_table[] = {
 	{ R(R1),          AT_GREET | AT_HELLO, SEES_ANY,    CODE_ANY, ESC_ANY,     FACT_MISCONF,  0,            BUSY_MISCONF },
 	{ R(R2_SESSION),  AT_ANY,              SEES_ANY,    CODE_5XX, ESC_ANY,     FACT_SESSION,  0,            BUSY_SESSION },
 	{ R(R2_MISCONF),  AT_GREET | AT_EHLO,  SEES_PROXY,  CODE_5XX, ESC_ANY,     0,             0,            BUSY_MISCONF },
+	/* Behind XCLIENT a server judges the client as if it had just come. */
+	{ R(R2_CLIENT),   AT_XCLIENT | AT_STARTTLS, SEES_ANY, CODE_5XX, ESC_ANY,   FACT_POLICY,   0,            BUSY_POLICY },
+	{ R(R2_CLIENT),   AT_XCLIENT | AT_STARTTLS, SEES_ANY, CODE_5XX, ESC_ANY,   FACT_SCOPE,    0,            BUSY_POLICY },
+	{ R(R2_MISCONF),  AT_XCLIENT | AT_STARTTLS, SEES_ANY, CODE_5XX, ESC_ANY,   0,             0,            BUSY_MISCONF },
 	{ R(R2_POLICY),   AT_ANY,              SEES_ANY,    CODE_5XX, ESC_ANY,     0,             0,            BUSY_POLICY },
+	/* "Timed out" is then its directory, not this connection. */
+	{ R(R14_INFRA),   AT_AUTH,             SEES_ANY,    CODE_454, ESC_ANY,     0,
+	  FACT_POLICY | FACT_SCOPE | FACT_PROXY_IP | FACT_RESOURCE | FACT_BUSY, BUSY_SICK },
 	{ R(R3),          AT_ANY,              SEES_ANY,    CODE_4,   ESC_ANY,     FACT_SESSION,  0,            BUSY_SESSION },
 	{ R(R4),          AT_ANY,              SEES_ANY,    CODE_4,   ESC_ANY,     FACT_PROXY_IP, 0,            BUSY_CAP },
 	{ R(R5_PEER),     AT_GREET,            SEES_ANY,    CODE_4,   ESC_ANY,
@@ -530,6 +546,15 @@ static const struct rule rule_table[] = {
 	{ R(R12_SICK),    AT_RCPT,             SEES_ANY,    CODE_4,   ESC_30 | ESC_35, 0,         0,            BUSY_SICK },
 	/* 450 4.3.2 too: postscreen puts off a client so. */
 	{ R(R12_POLICY),  AT_RCPT,             SEES_ANY,    CODE_4,   ESC_ANY,     0,             0,            BUSY_POLICY },
+
+	/* All that is said of credentials is X.7, a sick directory as well. */
+	{ R(R14_BUSY),    AT_AUTH,             SEES_ANY,    CODE_4,   ESC_ANY,     FACT_BUSY,     0,            BUSY_BUSY },
+	{ R(R14_BUSY),    AT_AUTH,             SEES_ANY,    CODE_4,   ESC_31,      0,             0,            BUSY_BUSY },
+	{ R(R14_SICK),    AT_AUTH,             SEES_ANY,    CODE_4,   ESC_3,       0,             0,            BUSY_SICK },
+	{ R(R14_SICK),    AT_AUTH,             SEES_ANY,
+	  CODE_421 | CODE_451 | CODE_452, ESC_NONE, 0, 0, BUSY_SICK },
+	{ R(R14_SICK),    AT_AUTH,             SEES_ANY,    CODE_454, ESC_ANY,     0,             0,            BUSY_SICK },
+	{ R(R14_POLICY),  AT_AUTH,             SEES_ANY,    CODE_4,   ESC_ANY,     0,             0,            BUSY_POLICY },
 };
 #undef R
 /* clang-format on */
@@ -690,6 +715,7 @@ static const char *const stage_names[] = {
 	[BUSY_STAGE_EHLO] = "EHLO",
 	[BUSY_STAGE_XCLIENT] = "XCLIENT",
 	[BUSY_STAGE_STARTTLS] = "STARTTLS",
+	[BUSY_STAGE_AUTH] = "AUTH",
 	[BUSY_STAGE_MAIL] = "MAIL",
 	[BUSY_STAGE_RCPT] = "RCPT",
 	[BUSY_STAGE_DATA] = "DATA",
@@ -874,7 +900,7 @@ static bool refuse(char *error, struct span word, const char *wanted)
 }
 
 static const char want_stage[] =
-	"need a stage first: greet, ehlo, xclient, starttls, mail, rcpt, "
+	"need a stage first: greet, ehlo, xclient, starttls, auth, mail, rcpt, "
 	"data, eod, idle or any";
 static const char want_code[] = "need a code from 400 to 599, or 4xx or 5xx";
 static const char want_esc[] = "need an enhanced code such as 4.3.1 or x.3.1";

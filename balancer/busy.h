@@ -27,7 +27,8 @@ enum busy_stage {
 	BUSY_STAGE_GREET,
 	BUSY_STAGE_EHLO, /* HELO as well */
 	BUSY_STAGE_XCLIENT,
-	BUSY_STAGE_STARTTLS,
+	BUSY_STAGE_STARTTLS, /* the handshake behind it as well */
+	BUSY_STAGE_AUTH,     /* each line of the client's dialogue */
 	BUSY_STAGE_MAIL,
 	BUSY_STAGE_RCPT,
 	BUSY_STAGE_DATA, /* the reply that should have been 354, or BDAT's */
@@ -69,8 +70,11 @@ enum busy_class {
 	RULE(R0, "R0", "a rule of the operator's")                             \
 	RULE(R1, "R1", "words of misconfiguration before MAIL")                \
 	RULE(R2_SESSION, "R2.session", "5xx about this connection")            \
+	RULE(R2_CLIENT, "R2.client",                                           \
+	     "5xx to XCLIENT or STARTTLS, on the client")                      \
 	RULE(R2_MISCONF, "R2.misconf", "5xx to weir itself before MAIL")       \
 	RULE(R2_POLICY, "R2.policy", "5xx")                                    \
+	RULE(R14_INFRA, "R14.infra", "435 or 454 to AUTH, no word of load")    \
 	RULE(R3, "R3", "words about this connection")                          \
 	RULE(R4, "R4", "names weir's own address")                             \
 	RULE(R5_PEER, "R5.peer", "Exim's count, before it knows the client")   \
@@ -100,6 +104,9 @@ enum busy_class {
 	RULE(R12_FRONT, "R12.front", "RCPT, X.7 of a front end")               \
 	RULE(R12_SICK, "R12.sick", "RCPT, X.3.0 or X.3.5")                     \
 	RULE(R12_POLICY, "R12.policy", "any other 4xx to RCPT")                \
+	RULE(R14_BUSY, "R14.busy", "AUTH, load")                               \
+	RULE(R14_SICK, "R14.sick", "AUTH, X.3 or a bare code")                 \
+	RULE(R14_POLICY, "R14.policy", "any other 4xx to AUTH")                \
 	RULE(R13_CONNECT, "R13.connect", "refused, reset or unanswered")       \
 	RULE(R13_SILENT, "R13.silent", "no greeting in time")                  \
 	RULE(R13_MUTE, "R13.mute", "closed before the greeting")               \
@@ -144,7 +151,7 @@ struct busy_rule {
  *	RCPT 4xx thread limit => busy
  *	any 450 => policy
  *
- * STAGE: greet ehlo xclient starttls mail rcpt data eod idle, or any.
+ * STAGE: greet ehlo xclient starttls auth mail rcpt data eod idle, or any.
  * CODE: three digits from 400 to 599, or 4xx or 5xx.  ESC: X.Y.Z, X being 4,
  * 5 or the letter x; Y and Z are compared.  TEXT: found anywhere in the reply,
  * without regard to case.  CLASS: the names of busy_class_name().  Words are
@@ -201,8 +208,9 @@ struct busy_verdict busy_silence(enum busy_silence what);
 /* How far into a session a thing may be done. */
 enum busy_until {
 	BUSY_UNTIL_NEVER,
-	BUSY_UNTIL_MAIL,  /* up to STARTTLS: before MAIL was said */
-	BUSY_UNTIL_REPLY, /* up to MAIL, while the client saw no reply to it */
+	BUSY_UNTIL_MAIL,  /* up to AUTH: before MAIL was said */
+	BUSY_UNTIL_REPLY, /* up to MAIL, while the client saw no reply to it;
+			     the same holds for AUTH */
 };
 
 /* What the learner of limits is told. */

@@ -63,6 +63,7 @@ static int64_t patience(const struct upstream *u, enum busy_stage stage)
 	case BUSY_STAGE_EHLO:
 	case BUSY_STAGE_XCLIENT:
 	case BUSY_STAGE_STARTTLS:
+	case BUSY_STAGE_AUTH:
 	case BUSY_STAGE_IDLE:
 	case BUSY_STAGES:
 		break;

@@ -144,7 +144,7 @@ static void every_known_reply_comes_out_as_its_class(void **state)
 			      busy_class_name(row.class));
 	}
 	assert_int_equal(wrong, 0);
-	assert_int_equal(rows, 141);
+	assert_int_equal(rows, 154);
 	assert_int_equal(fclose(in), 0);
 }
 
@@ -203,6 +203,27 @@ static const struct rule_case rule_cases[] = {
 	{ BUSY_STAGE_RCPT, C, "450 4.3.0 no", BUSY_RULE_R12_SICK, BUSY_SICK },
 	{ BUSY_STAGE_RCPT, C, "450 4.3.2 no", BUSY_RULE_R12_POLICY, BUSY_POLICY },
 	{ BUSY_STAGE_RCPT, C, "450", BUSY_RULE_R12_POLICY, BUSY_POLICY },
+	{ BUSY_STAGE_XCLIENT, C, "554 5.7.1 <unknown[192.0.2.50]>: Client host rejected", BUSY_RULE_R2_CLIENT, BUSY_POLICY },
+	{ BUSY_STAGE_XCLIENT, C, "554 5.7.1 blocked by the DNSBL", BUSY_RULE_R2_CLIENT, BUSY_POLICY },
+	{ BUSY_STAGE_XCLIENT, C, "503 5.5.1 no", BUSY_RULE_R2_MISCONF, BUSY_MISCONF },
+	{ BUSY_STAGE_XCLIENT, C, "554 5.5.0 too many errors", BUSY_RULE_R2_SESSION, BUSY_SESSION },
+	{ BUSY_STAGE_STARTTLS, C, "502 5.5.1 no", BUSY_RULE_R2_MISCONF, BUSY_MISCONF },
+	{ BUSY_STAGE_STARTTLS, P, "502 5.5.1 no", BUSY_RULE_R2_MISCONF, BUSY_MISCONF },
+	{ BUSY_STAGE_AUTH, C, "334 ", BUSY_RULE_OK, BUSY_OK },
+	{ BUSY_STAGE_AUTH, P, "535 5.7.8 busy", BUSY_RULE_R2_POLICY, BUSY_POLICY },
+	{ BUSY_STAGE_AUTH, C, "454 4.7.0 directory timed out", BUSY_RULE_R14_INFRA, BUSY_SICK },
+	{ BUSY_STAGE_AUTH, P, "435 no", BUSY_RULE_R14_INFRA, BUSY_SICK },
+	{ BUSY_STAGE_AUTH, C, "421 4.4.2 timed out", BUSY_RULE_R3, BUSY_SESSION },
+	{ BUSY_STAGE_AUTH, C, "454 4.7.0 too many failed logins", BUSY_RULE_R7_POLICY, BUSY_POLICY },
+	{ BUSY_STAGE_AUTH, P, "454 4.7.0 too many failed logins from your IP", BUSY_RULE_R7_POLICY, BUSY_POLICY },
+	{ BUSY_STAGE_AUTH, C, "454 out of memory", BUSY_RULE_R6, BUSY_BUSY },
+	{ BUSY_STAGE_AUTH, C, "454 4.7.0 out of memory", BUSY_RULE_R14_SICK, BUSY_SICK },
+	{ BUSY_STAGE_AUTH, C, "454 4.7.0 server busy", BUSY_RULE_R14_BUSY, BUSY_BUSY },
+	{ BUSY_STAGE_AUTH, C, "450 4.3.1 no", BUSY_RULE_R14_BUSY, BUSY_BUSY },
+	{ BUSY_STAGE_AUTH, C, "450 4.3.0 no", BUSY_RULE_R14_SICK, BUSY_SICK },
+	{ BUSY_STAGE_AUTH, C, "421 no", BUSY_RULE_R14_SICK, BUSY_SICK },
+	{ BUSY_STAGE_AUTH, C, "421 4.7.0 no", BUSY_RULE_R14_POLICY, BUSY_POLICY },
+	{ BUSY_STAGE_AUTH, C, "432 4.7.12 no", BUSY_RULE_R14_POLICY, BUSY_POLICY },
 };
 /* clang-format on */
 
@@ -488,6 +509,7 @@ struct parse_case {
 static const struct parse_case parses[] = {
 	{ "MAIL 452 4.3.1 text words => busy", NULL },
 	{ "any => policy", NULL },
+	{ "auth 535 => policy", NULL },
 	{ "  rcpt\t4xx  x.3.2   thread limit  =>  Maybe-Busy ", NULL },
 	{ "EOD 5XX => ok", NULL },
 	{ "greet 2 many => busy", NULL },
