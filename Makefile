@@ -67,7 +67,8 @@ PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
         $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
-CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c)
+CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c) \
+        $(wildcard proxy/tls*.c)
 RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c)
 WEIR := $(CORE) $(RING) $(addprefix proxy/,inspect.c logger.c main.c)
 
@@ -85,7 +86,7 @@ $(B)/%.o: %.c
 	$(CC) $(ALL_CFLAGS) -c -o $@ $<
 
 $(B)/weir: $(call obj,$(WEIR))
-	$(CC) $(ALL_LDFLAGS) -o $@ $^ -luring -linih
+	$(CC) $(ALL_LDFLAGS) -o $@ $^ -luring -linih -lssl -lcrypto
 $(B)/weirctl: $(call obj,$(addprefix proxy/,ctl.c ctl_status.c advice.c))
 	$(CC) $(ALL_LDFLAGS) -o $@ $^
 $(B)/weir-load: $(call obj,$(LOAD))
@@ -104,8 +105,10 @@ NEEDS_room      := balancer/room.c
 NEEDS_trace     := proxy/trace.c
 NEEDS_proxyproto := proxy/proxyproto.c proxy/cidr.c
 NEEDS_advice    := proxy/advice.c
-NEEDS_tls       := $(wildcard proxy/tls*.c) tests/unit/tls_certs.c tests/unit/tls_talk.c
+NEEDS_tls       := $(filter-out proxy/tls_store.c,$(wildcard proxy/tls*.c)) \
+                   tests/unit/tls_certs.c tests/unit/tls_talk.c
 NEEDS_tls_context := $(NEEDS_tls)
+NEEDS_tls_store := proxy/tls_store.c proxy/cidr.c $(NEEDS_tls)
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_inspect   := proxy/inspect.c $(NEEDS_config)
 NEEDS_ring      := $(RING) proxy/logger.c
@@ -145,6 +148,7 @@ LIBS_limit_model := -lm
 LIBS_quantity := -lm
 LIBS_tls := -lssl -lcrypto
 LIBS_tls_context := $(LIBS_tls)
+LIBS_tls_store := $(LIBS_tls)
 LIBS_sim_tls := $(LIBS_tls)
 
 .SECONDEXPANSION:
@@ -170,7 +174,7 @@ FUZZ_NEEDS_config := $(NEEDS_config)
 FUZZ_NEEDS_session := $(CORE) $(wildcard tests/fuzz/session_*.c) \
           $(addprefix tests/sim/,world.c sim_backend.c sim_check.c sim_client.c \
             sim_io.c sim_net.c sim_slots.c sim_step.c)
-FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text
+FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text $(LIBS_tls)
 FUZZ_NEEDS_tls := $(NEEDS_tls)
 FUZZ_LDFLAGS_tls := $(LIBS_tls)
 $(FUZZERS:%=$(B)/fuzz_%): $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o \

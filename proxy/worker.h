@@ -35,6 +35,7 @@ struct config;
 struct config_address;
 struct config_backend;
 struct io;
+struct tls_store;
 struct worker;
 
 enum {
@@ -53,6 +54,8 @@ struct weir {
 	struct admission *admission;
 	struct room *room;
 	void *room_memory;
+	/* Contexts of listeners and backends; NULL: there is no TLS at all. */
+	struct tls_store *tls;
 	/* Of each worker: connections that nobody uses, and slots that are held
 	 * while a body comes.  Whoever waits for a slot may have those. */
 	_Atomic unsigned idle[WEIR_WORKERS_MAX];
