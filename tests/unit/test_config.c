@@ -18,6 +18,13 @@
 #define LEAST       "[listener l]\n[backend b]\naddress = 127.0.0.1:10025\n"
 #define LEAST_LINES 3
 
+#define PIN_HEX                                                                \
+	"00112233445566778899aabbccddeeff00112233445566778899AABBCCDDEEFF"
+#define PIN_COLONS                                                             \
+	"00:11:22:33:44:55:66:77:88:99:AA:BB:CC:DD:EE:FF:"                     \
+	"00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff"
+#define PIN_BASE64 "ABEiM0RVZneImaq7zN3u/wARIjNEVWZ3iJmqu8zd7v8="
+
 static struct config_report *report;
 
 static int setup(void **state)
@@ -373,6 +380,122 @@ static const struct bad_case bad_keys[] = {
 	  "[IPV6]:PORT (host names are for a later release)\n" },
 };
 
+/* A listener and a backend with these lines. */
+#define A_LISTENER(lines)                                                      \
+	"[listener l]\n" lines "[backend b]\naddress = 127.0.0.1:1\n"
+#define A_BACKEND(lines)                                                       \
+	"[listener l]\n[backend b]\naddress = 127.0.0.1:1\n" lines
+
+static const struct bad_case bad_company[] = {
+	{ "TLS without a certificate", A_LISTENER("tls = starttls\n"),
+	  "f:2: tls needs a certificate: tls_cert = CERT [KEY]\n" },
+	{ "a certificate that was refused is not missed",
+	  A_LISTENER("tls = implicit\ntls_cert = mx.pem\n"),
+	  "f:3: tls_cert = \"mx.pem\": need 1 to 3 absolute paths: CERT [KEY "
+	  "[OCSP]] (default empty)\n" },
+	{ "a certificate without TLS", A_LISTENER("tls_cert = /c\n"),
+	  "f:2: tls_cert is of no use with tls = none: say tls = starttls, "
+	  "required or implicit\n" },
+	{ "a mode of TLS that was refused is not known",
+	  A_LISTENER("tls = on\ntls_cert = /c\nauth = tls\n"),
+	  "f:2: tls = \"on\": need none, starttls, required or implicit "
+	  "(default none)\n" },
+	{ "clients' certificates without who vouches for them",
+	  A_LISTENER("tls = starttls\ntls_cert = /c\n"
+		     "tls_client_cert = require\n"),
+	  "f:4: tls_client_cert = require needs tls_ca = system or a file: "
+	  "who vouches for clients\n" },
+	{ "who vouches for nobody",
+	  A_LISTENER("tls = starttls\ntls_cert = /c\n"
+		     "tls_client_cert = log\ntls_ca = system\n"),
+	  "f:5: tls_ca is of no use without tls_client_cert = require\n" },
+	{ "clients' certificates without TLS",
+	  A_LISTENER("tls_client_cert = log\n"),
+	  "f:2: tls_client_cert is of no use with tls = none\n" },
+	{ "AUTH under a TLS that is not there", A_LISTENER("auth = tls\n"),
+	  "f:2: auth = tls offers AUTH under TLS, and tls = none: set tls, or "
+	  "auth = always for passwords in the clear\n" },
+	{ "bare newlines in bodies that are held",
+	  A_LISTENER("slot = body\nbare_newline = bdat\n"),
+	  "f:3: bare_newline = bdat does not go with slot = body: a body that "
+	  "is held goes on by DATA, where a bare newline may end it early\n" },
+	{ "a plain listener that is to speak",
+	  A_LISTENER("mode = tcp\nbanner = hello\ngreeting_delay = 1s\n"
+		     "early_talkers = off\nsize = 1M\nslot = body\n"
+		     "auth = always\nbare_newline = bdat\n"),
+	  "f:3: banner has no meaning with mode = tcp, which relays all as it "
+	  "comes\n"
+	  "f:4: greeting_delay has no meaning with mode = tcp, which relays "
+	  "all as it comes\n"
+	  "f:5: early_talkers has no meaning with mode = tcp, which relays "
+	  "all as it comes\n"
+	  "f:6: size has no meaning with mode = tcp, which relays all as it "
+	  "comes\n"
+	  "f:7: slot = body has no meaning with mode = tcp, which relays all "
+	  "as it comes\n"
+	  "f:8: auth has no meaning with mode = tcp, which relays all as it "
+	  "comes: whatever backends offer\n"
+	  "f:9: bare_newline has no meaning with mode = tcp, which relays all "
+	  "as it comes\n" },
+	{ "a plain listener with TLS",
+	  A_LISTENER("mode = tcp\ntls = required\ntls_cert = /c\n"
+		     "tls_client_cert = log\ntls_ca = system\n"),
+	  "f:3: tls has no meaning with mode = tcp, which relays all as it "
+	  "comes: TLS is between clients and backends\n"
+	  "f:4: tls_cert has no meaning with mode = tcp, which relays all as "
+	  "it comes: TLS is between clients and backends\n"
+	  "f:5: tls_client_cert has no meaning with mode = tcp, which relays "
+	  "all as it comes\n"
+	  "f:6: tls_ca has no meaning with mode = tcp, which relays all as it "
+	  "comes\n" },
+	{ "versions of TLS in the wrong order",
+	  LEAST "[tls]\nmin_version = 1.3\nmax_version = 1.2\n",
+	  "f:6: min_version must be at most max_version\n" },
+	{ "the same, one by default", LEAST "[tls]\nmax_version = 1.1\n",
+	  "f:5: min_version (default 1.2) must be at most max_version\n" },
+	{ "nine certificates",
+	  A_LISTENER("tls = starttls\ntls_cert = /1\ntls_cert = /2\n"
+		     "tls_cert = /3\ntls_cert = /4\ntls_cert = /5\n"
+		     "tls_cert = /6\ntls_cert = /7\ntls_cert = /8\n"
+		     "tls_cert = /9\n"),
+	  "f:11: tls_cert = \"/9\": a listener has at most 8 certificates\n" },
+	{ "keys of TLS to a backend that has none",
+	  A_BACKEND("tls_mode = implicit\ntls_name = mx\ntls_cert = /c\n"
+		    "tls_ca = /d\n"),
+	  "f:4: tls_mode = implicit is of no use with tls = none\n"
+	  "f:5: tls_name is of no use with tls = none\n"
+	  "f:6: tls_cert is of no use with tls = none\n"
+	  "f:7: tls_ca is looked at by tls = verify only\n" },
+	{ "a pin that nobody would look at",
+	  A_BACKEND("tls = required\ntls_pin = " PIN_HEX "\n"),
+	  "f:5: tls_pin is looked at by tls = verify only\n" },
+	{ "CAs that nobody would look at",
+	  A_BACKEND("tls = verify\ntls_ca = /ca.pem\ntls_pin = " PIN_HEX "\n"),
+	  "f:5: tls_ca is not looked at where there is a tls_pin: give one of "
+	  "them\n" },
+	{ "five pins",
+	  A_BACKEND("tls = verify\ntls_pin = " PIN_HEX "\ntls_pin = " PIN_HEX
+		    "\ntls_pin = " PIN_HEX "\ntls_pin = " PIN_HEX
+		    "\ntls_pin = " PIN_HEX "\n"),
+	  "f:9: tls_pin = \"" PIN_HEX "\": a backend has at most 4 pins\n" },
+	{ "implicit TLS, but only perhaps",
+	  A_BACKEND("tls = opportunistic\ntls_mode = implicit\n"),
+	  "f:5: tls_mode = implicit cannot be opportunistic: say tls = "
+	  "required or verify\n" },
+	{ "two addresses to connect from",
+	  A_BACKEND("identity = transparent\nsource = 127.0.0.2\n"),
+	  "f:5: source does not go with identity = transparent, which "
+	  "connects from the client's address\n" },
+	{ "somebody else's connection",
+	  A_BACKEND("reuse = on\nidentity = transparent\n"),
+	  "f:4: reuse = on does not go with identity = proxy-v1, proxy-v2 or "
+	  "transparent: such a connection is one client's\n" },
+	{ "an identity that was refused is not known",
+	  A_BACKEND("identity = proxy\nreuse = on\nsource = 127.0.0.2\n"),
+	  "f:4: identity = \"proxy\": need none, header, xclient, proxy-v1, "
+	  "proxy-v2 or transparent (default none)\n" },
+};
+
 static void run_bad(const struct bad_case *cases, size_t count)
 {
 	for (size_t i = 0; i < count; i++) {
@@ -400,6 +523,12 @@ static void bad_keys_are_refused(void **state)
 }
 
 /* --- single values --- */
+
+static void keys_that_contradict_each_other_are_refused(void **state)
+{
+	(void)state;
+	run_bad(bad_company, COUNT(bad_company));
+}
 
 struct value_case {
 	const char *section;
@@ -520,6 +649,27 @@ static const struct value_case values[] = {
 	{ "admission", "tarpit = 60s", true },
 	{ "admission", "tarpit = 61s", false },
 	{ "admission", "allow =", true },
+	{ "tls", "min_version = 1.0", true },
+	{ "tls", "min_version = 1", false },
+	{ "tls", "max_version = 1.3", true },
+	{ "tls", "max_version = TLSv1.3", false },
+	{ "tls", "ciphers =", true },
+	{ "tls", "ciphers = ECDHE+AESGCM:!aNULL:@SECLEVEL=0", true },
+	{ "tls", "ciphersuites = TLS_AES_128_GCM_SHA256", true },
+	{ "tls", "groups = X25519:P-256", true },
+	{ "tls", "groups = \"X25519\"", false },
+	{ "tls", "ticket_lifetime = 0", true },
+	{ "tls", "ticket_lifetime = 168h", true },
+	{ "tls", "ticket_lifetime = 169h", false },
+	{ "tls", "handshakes = 1", true },
+	{ "tls", "handshakes = 0", false },
+	{ "tls", "handshakes = 1001", false },
+	{ "farm", "relay_guard = warn", true },
+	{ "farm", "relay_guard = on", false },
+	{ "farm", "relay_from = 10.0.0.0/8, 2001:db8::/32", true },
+	{ "farm", "relay_from = 10.0.0.1/8", false },
+	{ "timeouts", "handshake = 5m", true },
+	{ "timeouts", "handshake = 0", false },
 	{ "timeouts", "proxy = 100ms", true },
 	{ "timeouts", "proxy = 6m", false },
 	{ "timeouts", "command = 5m", true },
@@ -599,6 +749,43 @@ static const struct value_case sizes[] = {
 	{ "listener", "proxy_from = ::/0, 0.0.0.0/0", true },
 	{ "listener", "proxy_from = 10.0.0.1/8", false },
 	{ "listener", "proxy_from = proxy.example", false },
+	{ "listener", "mode = tcp", true },
+	{ "listener", "mode = udp", false },
+	{ "listener", "mode = tcp\ngreeting_delay = 0\nsize = 0", true },
+	{ "listener", "tls = none\nauth = none\nbare_newline = reject", true },
+	{ "listener", "mode = tcp\nproxy_from = 10.0.0.0/8", true },
+	{ "listener", "tls = required\ntls_cert = /a /b /c", true },
+	{ "listener", "tls = required\ntls_cert = /a /b /c /d", false },
+	{ "listener", "tls = required\ntls_cert = /a b", false },
+	{ "listener", "tls_cert =", true },
+	{ "listener", "auth = always", true },
+	{ "listener", "bare_newline = bdat", true },
+	{ "backend", "tls = opportunistic", true },
+	{ "backend", "tls = starttls", false },
+	{ "backend", "tls = verify", true },
+	{ "backend", "tls = verify\ntls_name = mx.example", true },
+	{ "backend", "tls = verify\ntls_name = 2001:db8::1", true },
+	{ "backend", "tls = verify\ntls_name = [192.0.2.1]", false },
+	{ "backend", "tls = verify\ntls_name = *.example", false },
+	{ "backend", "tls = verify\ntls_ca = system", true },
+	{ "backend", "tls = verify\ntls_ca =", false },
+	{ "backend", "tls = verify\ntls_ca = ca.pem", false },
+	{ "backend", "tls = verify\ntls_pin = " PIN_COLONS, true },
+	{ "backend", "tls = verify\ntls_pin = " PIN_BASE64, true },
+	{ "backend", "tls = verify\ntls_pin = " PIN_HEX "0", false },
+	{ "backend", "tls = verify\ntls_pin = " PIN_COLONS ":", false },
+	{ "backend",
+	  "tls = verify\ntls_pin = ABEiM0RVZneImaq7zN3u/wARIjNEVWZ3iJmqu8zd7v9=",
+	  false }, /* two bits too many */
+	{ "backend",
+	  "tls = verify\ntls_pin = ABEiM0RVZneImaq7zN3u-wARIjNEVWZ3iJmqu8zd7v8=",
+	  false },
+	{ "backend", "tls = verify\ntls_pin = 00", false },
+	{ "backend", "tls = required\ntls_cert = /a", true },
+	{ "backend", "tls = required\ntls_cert = /a /b /c", false },
+	{ "backend", "tls = required\ntls_mode = implicit", true },
+	{ "backend", "tls_ca = system", true },
+	{ "backend", "identity = xclient\nreuse = on", true },
 	{ "backend", "max_sessions = 65535", true },
 	{ "backend", "max_sessions = 65536", false },
 	{ "backend", "max_sessions = auto", true },
@@ -661,19 +848,30 @@ static const char all_kinds[] =
 	"slot = body\nbody_buffer = 1M\nbody_wait = 1500ms\n"
 	"proxy_from = 192.0.2.9, 10.1.0.0/16\nproxy_from = 2001:db8:9::/48\n"
 	"[listener in_2]\n"
+	"tls = required\ntls_cert = /a.pem /a.key /a.ocsp\n"
+	"tls_cert = /b.pem\ntls_client_cert = require\ntls_ca = system\n"
+	"auth = tls\nbare_newline = bdat\n"
+	"[tls]\nmin_version = 1.1\nmax_version = 1.2\nciphers = ALL:@SECLEVEL=0\n"
+	"ciphersuites = TLS_AES_128_GCM_SHA256\ngroups = P-256\n"
+	"ticket_lifetime = 1h\nhandshakes = 3\n"
 	"[admission]\nmax_sessions = 7\nsession_rate = 120/h burst 40\n"
+	"failed_logins = 6/h burst 3\n"
 	"recipient_rate = 5/s\nipv6_source_prefix = 56\n"
 	"deny = 10.0.0.0/8\ndeny = 192.0.2.0/24, 2001:db8::/32\n"
 	"allow = 192.0.2.77\ntarpit = 5s\nstress_high = 0%\n"
-	"[timeouts]\nsession = 1h\nbackend_quit = 0\n"
+	"[timeouts]\nsession = 1h\nhandshake = 9s\nbackend_quit = 0\n"
 	"[health]\nprobe = off\nmail = on\nmax_ejected = 20%\n"
 	"[backend a]\naddress = [2001:db8::2]:2525\nstate = drain\n"
 	"source = 2001:db8::9\nweight = 7\n"
 	"busy_rule = MAIL 452 4.3.1 => busy\n"
 	"busy_rule = any 450 a, b => policy\n"
 	"max_sessions = 12\nidentity = header\nreuse = on\n"
-	"[backend b]\naddress = 192.0.2.3:25\n"
-	"[farm]\ntries = 9\nbusy = observe\nstart_sessions = 7\n"
+	"[backend b]\naddress = 192.0.2.3:25\ntls = verify\n"
+	"tls_name = mx.example\ntls_mode = implicit\n"
+	"tls_pin = " PIN_HEX "\ntls_pin = " PIN_BASE64 "\n"
+	"tls_cert = /c.pem /c.key\nidentity = transparent\n"
+	"[farm]\nrelay_guard = warn\nrelay_from = 10.0.0.0/8\n"
+	"relay_from = 192.0.2.0/24\n\ntries = 9\nbusy = observe\nstart_sessions = 7\n"
 	"retry_max = 30s\nreuse_max = 11\nreuse_idle = 2s\n"
 	"reuse_share = 20%\n"
 	"[room]\nsize = 200\nper_source = 3\nwait = 9s\nreserve = 7%\n"
@@ -723,6 +921,50 @@ static void check_listeners(const struct config *config)
 	assert_false(cidr_set_has(&listener->proxy_from, &addr));
 	assert_int_equal(config->listeners[1].listen_count, 1);
 	assert_int_equal(config->listeners[1].slot, CONFIG_SLOT_TRANSACTION);
+	assert_int_equal(listener->tls, CONFIG_TLS_NONE);
+	assert_int_equal(listener->cert_count, 0);
+}
+
+static void check_tls(const struct config *config)
+{
+	const struct config_listener *listener = &config->listeners[1];
+	const struct config_backend *backend = &config->backends[1];
+	const struct config_tls_rules *rules = &config->tls;
+
+	assert_int_equal(listener->mode, CONFIG_MODE_SMTP);
+	assert_int_equal(listener->tls, CONFIG_TLS_REQUIRED);
+	assert_int_equal(listener->cert_count, 2);
+	assert_string_equal(listener->certs[0].cert, "/a.pem");
+	assert_string_equal(listener->certs[0].key, "/a.key");
+	assert_string_equal(listener->certs[0].ocsp, "/a.ocsp");
+	assert_string_equal(listener->certs[1].cert, "/b.pem");
+	assert_string_equal(listener->certs[1].key, "");
+	assert_int_equal(listener->ask, CONFIG_ASK_REQUIRE);
+	assert_string_equal(listener->trust,
+			    "/etc/ssl/certs/ca-certificates.crt");
+	assert_int_equal(listener->auth, CONFIG_AUTH_TLS);
+	assert_int_equal(listener->bare_newline, CONFIG_BARE_BDAT);
+	assert_int_equal(rules->min, TLS_VERSION_1_1);
+	assert_int_equal(rules->max, TLS_VERSION_1_2);
+	assert_string_equal(rules->ciphers, "ALL:@SECLEVEL=0");
+	assert_string_equal(rules->suites, "TLS_AES_128_GCM_SHA256");
+	assert_string_equal(rules->groups, "P-256");
+	assert_int_equal(rules->ticket_lifetime_ms, 3600000);
+	assert_int_equal(rules->handshakes, 3);
+	assert_int_equal(backend->tls, CONFIG_BACKEND_TLS_VERIFY);
+	assert_true(backend->tls_implicit);
+	assert_string_equal(backend->tls_name, "mx.example");
+	assert_string_equal(backend->tls_ca,
+			    "/etc/ssl/certs/ca-certificates.crt");
+	assert_int_equal(backend->pin_count, 2);
+	assert_int_equal(backend->pins[0].sha256[1], 0x11);
+	assert_int_equal(backend->pins[0].sha256[31], 0xff);
+	assert_memory_equal(&backend->pins[0], &backend->pins[1],
+			    sizeof(backend->pins[0]));
+	assert_string_equal(backend->cert.cert, "/c.pem");
+	assert_string_equal(backend->cert.key, "/c.key");
+	assert_int_equal(backend->identity, CONFIG_IDENTITY_TRANSPARENT);
+	assert_int_equal(config->backends[0].tls, CONFIG_BACKEND_TLS_NONE);
 }
 
 static void check_admission(const struct config *config)
@@ -737,6 +979,8 @@ static void check_admission(const struct config *config)
 	assert_int_equal(rates[ADMISSION_RATE_SESSION].burst, 40);
 	assert_int_equal(rates[ADMISSION_RATE_MESSAGE].count, 0);
 	assert_int_equal(rates[ADMISSION_RATE_RECIPIENT].period_ms, 1000);
+	assert_int_equal(rates[ADMISSION_RATE_LOGIN].count, 6);
+	assert_int_equal(rates[ADMISSION_RATE_LOGIN].burst, 3);
 	assert_int_equal(admission->limits.source_v6_bits, 56);
 	/* A low mark without a high one would break admission's contract. */
 	assert_int_equal(admission->limits.stress_low_percent, 0);
@@ -752,6 +996,7 @@ static void check_admission(const struct config *config)
 static void check_others(const struct config *config)
 {
 	assert_int_equal(config->timeouts.session_ms, 3600000);
+	assert_int_equal(config->timeouts.handshake_ms, 9000);
 	assert_int_equal(config->timeouts.backend_quit_ms, 0);
 	assert_false(config->health.probe);
 	assert_true(config->health.mail);
@@ -762,6 +1007,7 @@ static void check_others(const struct config *config)
 static void check_farm(const struct config *config)
 {
 	const struct config_farm *farm = &config->farm;
+	struct cidr_addr addr;
 	const struct config_room *room = &config->room;
 
 	assert_int_equal(farm->tries, 9);
@@ -771,6 +1017,10 @@ static void check_farm(const struct config *config)
 	assert_int_equal(farm->reuse_max, 11);
 	assert_int_equal(farm->reuse_idle_ms, 2000);
 	assert_int_equal(farm->reuse_percent, 20);
+	assert_int_equal(farm->relay_guard, CONFIG_GUARD_WARN);
+	assert_true(cidr_addr_parse("192.0.2.200", 11, &addr));
+	assert_true(cidr_set_has(&farm->relay_from, &addr));
+	assert_false(cidr_set_has(&config->admission.allow, &addr));
 	assert_int_equal(room->size, 200);
 	assert_int_equal(room->per_source, 3);
 	assert_int_equal(room->wait_ms, 9000);
@@ -800,7 +1050,6 @@ static void check_backends(const struct config *config)
 	assert_int_equal(backend->identity, CONFIG_IDENTITY_HEADER);
 	assert_true(backend->reuse);
 	assert_int_equal(config->backends[1].max_sessions, LIMIT_MAX);
-	assert_int_equal(config->backends[1].identity, CONFIG_IDENTITY_NONE);
 	assert_false(config->backends[1].reuse);
 }
 
@@ -811,6 +1060,7 @@ static void values_land_in_their_fields(void **state)
 
 	check_weir(config);
 	check_listeners(config);
+	check_tls(config);
 	check_admission(config);
 	check_others(config);
 	check_farm(config);
@@ -1131,6 +1381,16 @@ static const struct set_case set_cases[] = {
 	{ "max_sessions = 21", NULL },
 	{ "source=192.0.2.1", NULL },
 	{ "source=", NULL },
+	{ "tls_pin=", NULL },
+	{ "tls_pin=x",
+	  "tls_pin = \"x\": need a SHA-256 of 64 hex digits or 44 octets of "
+	  "base64 (default empty)" },
+	{ "tls_cert=/a /b", NULL },
+	{ "tls_cert=/a /b /c", "tls_cert = \"/a /b /c\": need 1 to 2 absolute "
+			       "paths: CERT [KEY] (default empty)" },
+	{ "tls_cert=", NULL },
+	{ "tls_name=mx.example", NULL },
+	{ "tls_name=", NULL },
 	{ "state=maint", NULL },
 	{ "busy_rule=MAIL 452 4.3.1 => busy", NULL },
 	{ "weight=0",
@@ -1408,6 +1668,7 @@ int main(void)
 		cmocka_unit_test(bad_files_are_refused_with_every_mistake),
 		cmocka_unit_test(bad_sections_are_refused),
 		cmocka_unit_test(bad_keys_are_refused),
+		cmocka_unit_test(keys_that_contradict_each_other_are_refused),
 		cmocka_unit_test(each_value_is_taken_or_refused),
 		cmocka_unit_test(
 			each_value_of_a_named_section_is_taken_or_refused),
