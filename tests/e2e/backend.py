@@ -6,6 +6,7 @@ what it saw, and the messages it took.
 """
 
 import socket
+import ssl
 import threading
 
 
@@ -23,6 +24,8 @@ class Peer:
         self.ended = ""        # "fin", "rst" or "" while it lasts
         self.banner_sent = False
         self.left = False      # no longer one of the open ones
+        self.secured = None    # the TLS socket, once there is one
+        self.clear = []        # the commands that came before TLS
 
     def send(self, text):
         data = text if isinstance(text, bytes) else text.encode() + b"\r\n"
@@ -64,6 +67,13 @@ class Peer:
         self.buffer = bytes(took[at + 5:])
         self.whole = True
 
+    def secure(self, context):
+        """The server's side of a handshake; what was said is forgotten."""
+        self.clear, self.lines = self.lines, []
+        self.buffer = b""
+        self.sock = self.secured = context.wrap_socket(
+            self.sock, server_side=True)
+
     def reset(self):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
                              b"\1\0\0\0\0\0\0\0")
@@ -88,15 +98,20 @@ SILENT = object()  # say nothing more, read on
 
 def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
            rcpt="250 2.1.5 ok", data="354 go on", end="250 2.0.0 stored",
-           keywords=KEYWORDS, after_mail=None):
-    """The usual server, with any of its replies replaced.
+           keywords=KEYWORDS, after_mail=None, tls=None, implicit=False):
+    """The usual server, with any of its replies replaced.  tls: a context
+    for STARTTLS, or, if implicit, for TLS from the start.
 
     A replacement is text, CLOSE, RESET, SILENT, a Wait, a list of them in
     order, or a function of the Peer that returns one of these.
     """
-    hello = ehlo or "\r\n".join(
-        ["250-fake.test"] + ["250-" + k for k in keywords[:-1]] +
-        ["250 " + keywords[-1]])
+    def hello(peer):
+        offered = list(keywords)
+        if tls and not peer.secured:
+            offered.append("STARTTLS")
+        return ehlo or "\r\n".join(
+            ["250-fake.test"] + ["250-" + k for k in offered[:-1]] +
+            ["250 " + offered[-1]])
 
     def answer(peer, what, keep=False):
         if isinstance(what, list):
@@ -136,6 +151,8 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
         peer.body, peer.whole = b"", False
 
     def play(peer):
+        if tls and implicit:
+            peer.secure(tls)
         answer(peer, greeting)
         peer.banner_sent = True
         while True:
@@ -159,6 +176,9 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
                 peer.data()
                 answer(peer, end, keep=True)
                 peer.body, peer.whole = b"", False
+            elif verb == "STAR" and tls and not peer.secured:
+                peer.send("220 2.0.0 go ahead")
+                peer.secure(tls)
             elif verb == "QUIT":
                 peer.backend.leave(peer)
                 peer.send("221 2.0.0 bye")
@@ -168,6 +188,20 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
             else:
                 peer.send("500 5.5.2 what?")
     return play
+
+
+def server_context(pair, ca=None):
+    """For tls= of script(); with ca, clients have to show certificates.
+    `sni` is a list of the names that clients asked for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair.cert, pair.key)
+    context.set_ciphers("DEFAULT")
+    context.sni = []
+    context.sni_callback = lambda _sock, name, _: context.sni.append(name)
+    if ca:
+        context.load_verify_locations(ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
 
 
 class Backend:

@@ -84,6 +84,24 @@ def tally(*servers):
     return out
 
 
+def received(server):
+    """ident -> the Received fields of its message, topmost first: the
+    server's own, and those that it came with."""
+    out = {}
+    for folder, _, files in os.walk(server.mail):
+        if os.path.basename(folder) != "new":
+            continue
+        for name in files:
+            path = os.path.join(folder, name)
+            with open(path, "rb") as file:
+                head = file.read().replace(b"\r\n", b"\n")
+            head = re.sub(r"\n[ \t]+", " ", head.partition(b"\n\n")[0]
+                          .decode("latin-1"))
+            out[read(server.name, path)[0]] = re.findall(
+                r"(?m)^Received: *(.*)$", head)
+    return out
+
+
 def compare(test, sent, acked, stored):
     """Promises 1, 2 and 4: `sent` are Messages, `acked` idents.
 

@@ -2,7 +2,6 @@
 header that weir writes for them; and weir sees it behind HAProxy."""
 
 import os
-import re
 import shutil
 import socket
 import ssl
@@ -18,21 +17,6 @@ import weir
 import world
 
 V1, V2 = "proxy-v1", "proxy-v2"
-
-
-def received(server):
-    """ident -> the server's own Received field, of all that it stored."""
-    out = {}
-    for folder, _, files in os.walk(server.mail):
-        if os.path.basename(folder) != "new":
-            continue
-        for name in files:
-            path = os.path.join(folder, name)
-            ident, _ = mail.read(server.name, path)
-            with open(path, encoding="utf-8", errors="replace") as file:
-                head = re.sub(r"\n[ \t]+", " ", file.read())
-            out[ident] = re.search(r"(?m)^Received: .*$", head).group(0)
-    return out
 
 
 class Reload(lib.Case):
@@ -98,7 +82,8 @@ class Out(lib.Case):
                 client.quit()
         server.settle()
         mail.compare(self, messages, list(sources), mail.tally(server))
-        fields = received(server)
+        fields = {ident: found[0] for ident, found in
+                  mail.received(server).items()}
         for ident, source in sources.items():
             self.assertIn(f"[{source}]", fields[ident])
             self.assertNotIn("[127.0.0.1]", fields[ident])
@@ -351,7 +336,8 @@ class BehindHAProxy(In):
                     smtp.send_plain(client, mail.Message("through"))
                     client.quit()
                 server.settle()
-                self.assertIn("[127.0.5.6]", received(server)["through"])
+                self.assertIn("[127.0.5.6]",
+                              mail.received(server)["through"][0])
 
 
 class Headers(In):

@@ -1,7 +1,6 @@
 """reuse = on: a backend connection that has served one client's message takes
 the next client's; identity = header: the message says who that client is."""
 
-import os
 import random
 import re
 import threading
@@ -19,23 +18,6 @@ from backend import script
 FIELD = re.compile(r"from (\S+) \(\[([0-9a-fA-F.:]+)\]\)\s+by (\S+)\s+with "
                    r"(\S+)\s+id ([\w-]+);\s+\w{3}, \d+ \w{3} \d{4} [\d:]+ "
                    r"[+-]\d{4}")
-
-
-def received(server):
-    """ident -> the Received fields of its message, topmost first."""
-    out = {}
-    for folder, _, files in os.walk(server.mail):
-        if os.path.basename(folder) != "new":
-            continue
-        for name in files:
-            path = os.path.join(folder, name)
-            with open(path, "rb") as file:
-                head = file.read().replace(b"\r\n", b"\n")
-            head = re.sub(r"\n[ \t]+", " ", head.partition(b"\n\n")[0]
-                          .decode("latin-1"))
-            out[mail.read(server, path)[0]] = re.findall(
-                r"(?m)^Received: *(.*)$", head)
-    return out
 
 
 class Case(lib.Case):
@@ -370,7 +352,7 @@ class RealServers(Case):
 
     def test_one_message_sessions_with_the_field(self):
         for server in self.few_connections("header"):
-            for ident, fields in received(server).items():
+            for ident, fields in mail.received(server).items():
                 self.assertEqual(len(fields), 2, (ident, fields))
                 match = FIELD.match(fields[1])
                 self.assertTrue(match, fields[1])
@@ -406,7 +388,7 @@ class RealServers(Case):
         for thread in threads:
             thread.join(lib.PATIENCE)
         self.delivered([server], sent, [m.ident for m in sent])
-        fields = received(server)
+        fields = mail.received(server)
         ids = set()
         for i, message in enumerate(sent):
             match = FIELD.match(fields[message.ident][1])
