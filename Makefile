@@ -69,7 +69,7 @@ PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
 # What performs, on top of io.h: the product and the simulation share it.
 CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c) \
         $(wildcard proxy/tls*.c)
-RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c)
+RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c _splice.c)
 WEIR := $(CORE) $(RING) $(addprefix proxy/,inspect.c logger.c main.c)
 
 # The two tools share nothing with the above: they bear witness against it.

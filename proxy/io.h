@@ -69,6 +69,10 @@ enum io_kind {
 			 -errno; .more says whether the receive still stands */
 	IO_SENT,      /* .result is octets of one send that is complete, or
 			 -errno: then all that was queued is gone */
+	IO_SPLICED,   /* io_splice(): .socket is its from, .result is octets
+			 that went since the last one; 0: from's stream ended,
+			 and all of it went; -errno: broken, .by_to says where.
+			 The splice is over with 0 or -errno */
 	IO_CLOSED,    /* the handle is dead */
 	IO_WOKEN,     /* io_wake() or io_wake_from() was called, once or more
 			 often */
@@ -77,6 +81,7 @@ enum io_kind {
 struct io_event {
 	enum io_kind kind;
 	bool more;
+	bool by_to; /* IO_SPLICED with -errno: to broke, not from */
 	int result;
 	io_handle socket;   /* IO_WOKEN: 0 */
 	void *owner;        /* as given; IO_ACCEPTED: the listener's */
@@ -197,6 +202,25 @@ void io_send(struct io *io, io_handle socket, struct io_buf *chain);
 
 /* Octets given to io_send() of which no IO_SENT has told yet. */
 size_t io_unsent(const struct io *io, io_handle socket);
+
+/*
+ * Join two connections in one direction: from now on what comes from the one
+ * goes to the other, by itself, in order and unseen.  When to takes no more,
+ * nothing more is taken from from; no direction has more than 256 KiB of a
+ * turn.  Only while no receive stands on from, nothing is unsent on to and it
+ * was not shut down, and neither is in another splice of that direction.
+ *
+ * While it stands: no io_recv() of from; no io_send() to to and no
+ * io_shutdown() of it.  The other direction is free, to be spliced or not.
+ *
+ * IO_SPLICED goes to from's owner: at most one with octets in each batch, and
+ * one last when it is over.  At the end of the stream (0) the FIN is the
+ * caller's to pass on, by io_shutdown(to).  io_close() or io_abort() of either
+ * ends the splice in silence, and with it what was under way; the other
+ * socket may then be used as before.  Of a connection that is joined both
+ * ways and breaks, the first IO_SPLICED says why; a second one may say 0.
+ */
+void io_splice(struct io *io, io_handle from, io_handle to);
 
 /* End our side of the stream (FIN) once all that is queued is sent. */
 void io_shutdown(struct io *io, io_handle socket);

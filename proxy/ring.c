@@ -18,8 +18,8 @@
 #include "proxy/logger.h"
 
 enum {
-	/* A receive and a send, or the cancels of both. */
-	ENTRIES_PER_SLOT = 2,
+	/* The cancels of a receive, a send, and a splice's two polls. */
+	ENTRIES_PER_SLOT = 4,
 	NS_PER_MS = 1000 * 1000,
 	OVERFLOW_SAY_MS = 60 * 1000,
 	/* No wait is longer (eleven days), so that sums stay in range. */
@@ -46,6 +46,7 @@ const struct ring_tuning ring_standard = {
 		       [IO_RESERVE] = 16,
 		       [IO_REPLY] = 256 },
 	.send_max = UINT_MAX,
+	.pipes_max = 64,
 	.use_credit = false,
 	.use_bundle = false,
 	.use_no_iowait = true,
@@ -153,6 +154,7 @@ void io_send(struct io *io, io_handle socket, struct io_buf *chain)
 
 	assert(!slot->listening);
 	assert(!slot->connecting);
+	assert(!slot->spliced);
 	assert(!slot->fin || slot->closing);
 	while (chain != NULL) {
 		struct io_buf *buf = chain;
@@ -179,6 +181,7 @@ void io_shutdown(struct io *io, io_handle socket)
 	struct ring_slot *slot = ring_slot_of(io, socket);
 
 	assert(!slot->listening);
+	assert(!slot->spliced);
 	if (slot->closing || slot->fin)
 		return;
 	slot->fin = true;
@@ -275,6 +278,7 @@ void io_recv(struct io *io, io_handle socket, enum io_pool pool,
 	if (slot->closing)
 		return;
 	assert(!slot->receiving);
+	assert(!slot->splicing);
 	slot->receiving = true;
 	slot->pool = (uint8_t)pool;
 	slot->credit = credit <= INT_MAX ? credit : INT_MAX;
@@ -297,6 +301,7 @@ static void give_up(struct io *io, struct ring_slot *slot, bool reset)
 	const struct linger at_once = { .l_onoff = 1, .l_linger = 0 };
 
 	assert(!slot->closing);
+	ring_splice_end(io, slot);
 	slot->closing = true;
 	slot->wants = 0;
 	if (slot->on != NULL)
@@ -462,6 +467,19 @@ static void prepare_send(struct io *io, struct ring_slot *slot)
 	slot->held_send = true;
 }
 
+static void prepare_poll(struct io *io, struct ring_slot *slot, enum ring_op op)
+{
+	struct io_uring_sqe *sqe = entry(io);
+
+	io_uring_prep_poll_add(sqe, slot->fd,
+			       op == RING_POLL_IN ? POLLIN : POLLOUT);
+	tag(io, slot, sqe, op);
+	if (op == RING_POLL_IN)
+		slot->held_in = true;
+	else
+		slot->held_out = true;
+}
+
 static void cancel(struct io *io, struct ring_slot *slot, enum ring_op op)
 {
 	struct io_uring_sqe *sqe = entry(io);
@@ -480,6 +498,10 @@ static void prepare_cancel(struct io *io, struct ring_slot *slot)
 		cancel(io, slot, RING_RECV);
 	if (slot->held_send)
 		cancel(io, slot, RING_SEND);
+	if (slot->held_in)
+		cancel(io, slot, RING_POLL_IN);
+	if (slot->held_out)
+		cancel(io, slot, RING_POLL_OUT);
 }
 
 static void prepare(struct io *io, struct ring_slot *slot)
@@ -497,6 +519,10 @@ static void prepare(struct io *io, struct ring_slot *slot)
 		prepare_send(io, slot);
 	if (wants & RING_WANT_CANCEL)
 		prepare_cancel(io, slot);
+	if (wants & RING_WANT_POLL_IN)
+		prepare_poll(io, slot, RING_POLL_IN);
+	if (wants & RING_WANT_POLL_OUT)
+		prepare_poll(io, slot, RING_POLL_OUT);
 }
 
 static void prepare_wake(struct io *io)
@@ -700,6 +726,7 @@ static bool timeout_of(const struct io *io, int64_t deadline_ms, int64_t now,
 static bool has_events(const struct io *io)
 {
 	return io->bundle.left > 0 || io->closed.first != RING_NOBODY ||
+	       io->spliced.first != RING_NOBODY ||
 	       io_uring_cq_ready(&io->ring) > 0;
 }
 
@@ -736,12 +763,16 @@ int io_wait(struct io *io, int64_t deadline_ms)
 static bool allocate(struct io *io)
 {
 	io->slots_size = io->sockets_max * sizeof(*io->slots);
+	io->splices_size = io->sockets_max * sizeof(*io->splices);
 	io->addresses_size = io->sockets_max * sizeof(*io->addresses);
 	io->vectors_size = io->tuning.sq_entries * sizeof(*io->vectors);
 	io->slots = ring_map(io->slots_size);
+	io->splices = ring_map(io->splices_size);
+	io->scratch = ring_map(RING_SCRATCH_SIZE);
 	io->addresses = ring_map(io->addresses_size);
 	io->vectors = ring_map(io->vectors_size);
-	return io->slots != NULL && io->addresses != NULL &&
+	return io->slots != NULL && io->splices != NULL &&
+	       io->scratch != NULL && io->addresses != NULL &&
 	       io->vectors != NULL;
 }
 
@@ -756,7 +787,10 @@ static void free_rest(struct io *io)
 {
 	if (io->wake_fd >= 0)
 		(void)close(io->wake_fd);
+	ring_splice_free_pipes(io);
 	unmap(io->slots, io->slots_size);
+	unmap(io->splices, io->splices_size);
+	unmap(io->scratch, RING_SCRATCH_SIZE);
 	unmap(io->addresses, io->addresses_size);
 	unmap(io->vectors, io->vectors_size);
 	free(io);
@@ -807,6 +841,7 @@ struct io *ring_open(const struct io_config *config,
 	io->worker = config->worker;
 	io->logger = config->logger;
 	io->closed = empty;
+	io->spliced = empty;
 	io->unused = empty;
 	io->resting = empty;
 	io->todo_first = RING_NOBODY;

@@ -12,9 +12,9 @@
 
 /*
  * io.h on io_uring: what ring.c (requests and the wait), ring_event.c
- * (completions), ring_slot.c, ring_pool.c, ring_probe.c and ring_socket.c
- * share, and what test_ring.c looks at.  Nothing else includes this: the rest of the program
- * knows io.h only.
+ * (completions), ring_slot.c, ring_pool.c, ring_probe.c, ring_socket.c and
+ * ring_splice.c share, and what test_ring.c looks at.  Nothing else includes
+ * this: the rest of the program knows io.h only.
  *
  * A slot is one socket.  The kernel's requests carry the slot's handle and
  * the kind of request; a slot is used again only when the kernel holds
@@ -42,6 +42,8 @@ enum {
 	RING_SEND_BUFFERS = 16, /* in one sendmsg */
 	RING_REST_MS = 100,     /* a listener out of descriptors */
 	RING_PEERS_MAX = 64,    /* other rings that get messages */
+	RING_PIPES_IDLE = 4,    /* kept for the next splice */
+	RING_SCRATCH_SIZE = 16384,
 };
 
 /* The end of a list of slots. */
@@ -67,6 +69,8 @@ enum ring_op {
 	RING_WAKE,
 	RING_TELL, /* a message to another ring: only its failure is told */
 	RING_TOLD, /* a message from another ring */
+	RING_POLL_IN,
+	RING_POLL_OUT,
 };
 
 /* What a slot wants of the kernel at the next io_wait(). */
@@ -76,6 +80,8 @@ enum ring_want {
 	RING_WANT_RECV = 1 << 2,
 	RING_WANT_SEND = 1 << 3,
 	RING_WANT_CANCEL = 1 << 4, /* of all that the kernel holds */
+	RING_WANT_POLL_IN = 1 << 5,
+	RING_WANT_POLL_OUT = 1 << 6,
 };
 
 /* A doubly linked list of slots, by index; a slot is on one at most. */
@@ -111,6 +117,37 @@ struct ring_slot {
 	bool readable : 1;     /* the last receive left octets behind */
 	bool closing : 1;      /* given up */
 	bool fin : 1;          /* FIN once all is sent */
+	bool splicing : 1;     /* a splice leads from here */
+	bool spliced : 1;      /* a splice leads to here */
+	bool held_in : 1;      /* the kernel has a poll for reading */
+	bool held_out : 1;     /* the kernel has a poll for writing */
+};
+
+struct ring_pipe {
+	int read;
+	int write;
+};
+
+/*
+ * A slot's splices, in an array of their own since few have any.  A pipe is
+ * there only while octets are in it: idle splices hold none.
+ */
+struct ring_splice {
+	uint32_t to;   /* the slot that this one's octets go to: .splicing */
+	uint32_t from; /* the slot whose octets come to this one: .spliced */
+	uint32_t held; /* octets in the pipe, on their way from here */
+	int result;    /* once ended: what to tell */
+	struct ring_pipe pipe;
+	bool has_pipe : 1;
+	bool blocked : 1; /* to takes no more now */
+	bool ended : 1;   /* nothing more will go */
+	bool by_to : 1;
+};
+
+struct ring_pipes {
+	struct ring_pipe idle[RING_PIPES_IDLE]; /* empty ones */
+	unsigned idle_count;
+	unsigned open; /* the idle ones included */
 };
 
 /*
@@ -160,6 +197,7 @@ struct ring_tuning {
 	unsigned cq_entries;
 	unsigned given_max[IO_POOLS]; /* to the kernel at a time */
 	unsigned send_max;            /* octets asked for in one send */
+	unsigned pipes_max;           /* two descriptors each */
 	bool use_credit; /* receives stand, with optlen: Linux 6.17; see ring.c */
 	bool use_bundle;
 	bool use_no_iowait;
@@ -172,13 +210,17 @@ struct io {
 	struct ring_tuning tuning; /* use_*: and the kernel can */
 	struct ring_bundle bundle;
 	struct ring_slot *slots;
+	struct ring_splice *splices;        /* by slot */
 	struct sockaddr_storage *addresses; /* a connect's, by slot */
+	uint8_t *scratch; /* octets that are copied without a pipe */
 	struct ring_vector *vectors;
 	struct logger *logger;
+	struct ring_pipes pipes;
 	struct ring_list closed;  /* IO_CLOSED is due */
+	struct ring_list spliced; /* an IO_SPLICED is due: the end */
 	struct ring_list unused;  /* slots below slots_fresh that are free */
 	struct ring_list resting; /* listeners, the first to wake first */
-	size_t slots_size, addresses_size, vectors_size;
+	size_t slots_size, splices_size, addresses_size, vectors_size;
 	int64_t now_ms;
 	int64_t overflow_said_ms;
 	uint64_t overflows; /* turns that found the CQ overflown */
@@ -276,6 +318,23 @@ void ring_pool_put(struct ring_pool *pool, struct io_buf *buf);
 
 /* Anonymous memory, zero, not touched yet.  NULL when there is none. */
 void *ring_map(size_t size);
+
+/* --- ring_splice.c --- */
+
+/* The slot is given up: no splice leads from it or to it any more. */
+void ring_splice_end(struct io *io, struct ring_slot *slot);
+
+/* A poll has come back.  True: there is an event. */
+bool ring_splice_readable(struct io *io, struct ring_slot *slot,
+			  struct io_event *event);
+bool ring_splice_writable(struct io *io, struct ring_slot *slot,
+			  struct io_event *event);
+
+/* An event that is due since the last one; false: there is none. */
+bool ring_splice_due(struct io *io, struct io_event *event);
+
+/* When no splice stands any more. */
+void ring_splice_free_pipes(struct io *io);
 
 /* --- ring_socket.c: descriptors, before the ring knows them --- */
 

@@ -318,6 +318,12 @@ static bool complete(struct io *io, const struct io_uring_cqe *cqe,
 	case RING_SEND:
 		any = on_send(io, slot, cqe->res, event);
 		break;
+	case RING_POLL_IN:
+		any = ring_splice_readable(io, slot, event);
+		break;
+	case RING_POLL_OUT:
+		any = ring_splice_writable(io, slot, event);
+		break;
 	case RING_CANCEL: /* what was cancelled tells of itself */
 	case RING_WAKE:
 	case RING_TELL:
@@ -334,6 +340,8 @@ bool io_next(struct io *io, struct io_event *event)
 	struct io_uring_cq *cq = &io->ring.cq;
 
 	for (;;) {
+		if (ring_splice_due(io, event))
+			return true;
 		while (io->bundle.left > 0) {
 			if (next_of_bundle(io, event))
 				return true;

@@ -1027,6 +1027,7 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 		return;
 	case IO_ACCEPTED:
 	case IO_CONNECTED:
+	case IO_SPLICED:
 	case IO_WOKEN:
 		break;
 	}

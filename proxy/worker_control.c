@@ -751,6 +751,7 @@ void control_event(struct worker *w, struct operator* o,
 		return;
 	case IO_ACCEPTED:
 	case IO_CONNECTED:
+	case IO_SPLICED:
 	case IO_WOKEN:
 		break;
 	}

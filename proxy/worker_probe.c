@@ -259,6 +259,7 @@ void probe_event_in(struct worker *w, struct prober *p,
 		return;
 	case IO_SENT: /* a broken one shows when receiving */
 	case IO_ACCEPTED:
+	case IO_SPLICED:
 	case IO_WOKEN:
 		return;
 	}

@@ -807,6 +807,7 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 		server_free(w, v, true);
 		return;
 	case IO_ACCEPTED:
+	case IO_SPLICED:
 	case IO_WOKEN:
 		break;
 	}

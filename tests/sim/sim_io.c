@@ -1074,7 +1074,8 @@ static void mix_event(struct io *io, const struct io_event *event)
 	static const char *const names[] = {
 		[IO_ACCEPTED] = "accepted", [IO_CONNECTED] = "connected",
 		[IO_RECEIVED] = "received", [IO_SENT] = "sent",
-		[IO_CLOSED] = "closed",     [IO_WOKEN] = "woken",
+		[IO_SPLICED] = "spliced",   [IO_CLOSED] = "closed",
+		[IO_WOKEN] = "woken",
 	};
 
 	sim_mix(io->sim, (uint64_t)io->worker << 40 |

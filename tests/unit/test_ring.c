@@ -17,6 +17,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,21 +49,21 @@ struct way {
 /* clang-format off */
 static const struct way ways[] = {
 	{ "as in the product",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, false, true, true } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, 64, false, false, true, true } },
 	{ "receives that stand, as in Linux 6.17",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, true, true, true, true } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, 64, true, true, true, true } },
 	{ "Linux 6.1: no bundles either, iowait counted",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, false, false, false, false } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, 64, false, false, false, false } },
 	{ "credit without bundles",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, true, false, true, true } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, 64, true, false, true, true } },
 	{ "queues that are always full",
-	  { 4, 16, ALL_GIVEN, UINT_MAX, true, true, true, true } },
+	  { 4, 16, ALL_GIVEN, UINT_MAX, 64, true, true, true, true } },
 	{ "hardly a buffer with the kernel",
-	  { 64, 256, { 2, 2, 2, 2 }, UINT_MAX, true, true, true, true } },
+	  { 64, 256, { 2, 2, 2, 2 }, UINT_MAX, 1, true, true, true, true } },
 	{ "sends cut short",
-	  { 64, 256, ALL_GIVEN, 1000, true, true, true, false } },
+	  { 64, 256, ALL_GIVEN, 1000, 0, true, true, true, false } },
 	{ "all of it at once",
-	  { 4, 16, { 1, 1, 1, 1 }, 777, false, false, false, true } },
+	  { 4, 16, { 1, 1, 1, 1 }, 777, 2, false, false, false, true } },
 };
 /* clang-format on */
 
@@ -1550,7 +1551,7 @@ static void another_ones_address_takes_a_capability(void **state)
 		-EPERM);
 	(void)set_capabilities(all);
 	if (all & enough) {
-		struct sockaddr_in from;
+		struct sockaddr_in from = { 0 };
 
 		assert_int_equal(io_connect(io, name(&there), strange, true,
 					    NULL, &handle),
@@ -1632,6 +1633,498 @@ static int count_fds(void)
 		count++;
 	assert_int_equal(closedir(dir), 0);
 	return count;
+}
+
+/* --- splices --- */
+
+/*
+ * Two connections, joined by weir: what side 0 says comes out at side 1, and
+ * the other way round.  The stream of a direction is a formula of the place.
+ */
+enum { SPLICE_CHUNK = 65536 };
+
+struct joined {
+	struct io *io;
+	io_handle socket[2];
+	int raw[2];
+	uint64_t said[2]; /* by this raw side */
+	uint64_t read[2]; /* by this raw side */
+	uint64_t told[2]; /* IO_SPLICED of this side's octets */
+	uint64_t now[2];  /* and of those in this turn */
+	int ends[2];      /* IO_SPLICED that told of an end */
+	int result[2];    /* of the last of those */
+	bool by_to[2];
+	int first;   /* whose end was told first */
+	bool fin[2]; /* read by this raw side */
+};
+
+static uint8_t octet_of(int side, uint64_t place)
+{
+	return (uint8_t)((place * 31 + place / 251) ^ (side ? 0x5a : 0));
+}
+
+static void join(struct joined *j, struct io *io)
+{
+	*j = (struct joined){ .io = io };
+	for (int i = 0; i < 2; i++) {
+		j->socket[i] = pair_up(io, &j->raw[i]);
+		io_adopt(io, j->socket[i], j);
+		assert_int_equal(fcntl(j->raw[i], F_SETFL, O_NONBLOCK), 0);
+	}
+	io_splice(io, j->socket[0], j->socket[1]);
+	io_splice(io, j->socket[1], j->socket[0]);
+}
+
+/* Say up to len octets; how many the socket took. */
+static size_t say(struct joined *j, int side, size_t len)
+{
+	static uint8_t data[SPLICE_CHUNK];
+
+	if (len > sizeof(data))
+		len = sizeof(data);
+	for (size_t i = 0; i < len; i++)
+		data[i] = octet_of(side, j->said[side] + i);
+	ssize_t n = send(j->raw[side], data, len, MSG_NOSIGNAL);
+
+	if (n < 0)
+		return 0;
+	j->said[side] += (uint64_t)n;
+	return (size_t)n;
+}
+
+/* Read what is there, and compare; how many octets it was. */
+static size_t hear(struct joined *j, int side)
+{
+	static uint8_t data[SPLICE_CHUNK];
+	ssize_t n = recv(j->raw[side], data, sizeof(data), 0);
+
+	if (n == 0)
+		j->fin[side] = true;
+	if (n <= 0)
+		return 0;
+	for (ssize_t i = 0; i < n; i++) {
+		uint64_t place = j->read[side] + (uint64_t)i;
+
+		if (data[i] != octet_of(!side, place))
+			fail_msg("octet %llu of side %d is altered",
+				 (unsigned long long)place, !side);
+	}
+	j->read[side] += (uint64_t)n;
+	return (size_t)n;
+}
+
+static void spliced(struct joined *j, const struct io_event *event)
+{
+	int side = event->socket == j->socket[1];
+
+	assert_int_equal(event->kind, IO_SPLICED);
+	assert_true(event->socket == j->socket[side]);
+	assert_int_equal(j->ends[side], 0);
+	if (event->result > 0) {
+		assert_int_equal(j->now[side], 0); /* one each batch */
+		assert_true(event->result <= 2 * 256 * 1024);
+		j->now[side] = (uint64_t)event->result;
+		j->told[side] += j->now[side];
+		return;
+	}
+	if (j->ends[!side] == 0)
+		j->first = side;
+	j->ends[side]++;
+	j->result[side] = event->result;
+	j->by_to[side] = event->by_to;
+	if (event->result == 0)
+		io_shutdown(j->io, j->socket[!side]);
+}
+
+/* One turn of weir; returns the octets that it told of for this one. */
+static uint64_t turn(struct joined *j)
+{
+	struct io_event event;
+
+	assert_int_equal(io_wait(j->io, io_now_ms(j->io) + 1), 0);
+	j->now[0] = j->now[1] = 0;
+	while (io_next(j->io, &event)) {
+		struct joined *other = event.owner;
+
+		if (other != j)
+			other->now[0] = other->now[1] = 0;
+		spliced(other, &event);
+	}
+	return j->now[0] + j->now[1];
+}
+
+/* Give one side up, while others may go on. */
+static void give_up_side(struct joined *j, int side)
+{
+	io_handle socket = j->socket[side];
+	struct io_event event;
+
+	io_close(j->io, socket);
+	for (event = next(j->io); event.kind != IO_CLOSED;
+	     event = next(j->io)) {
+		struct joined *other = event.owner;
+
+		other->now[0] = other->now[1] = 0;
+		spliced(other, &event);
+	}
+	assert_true(event.socket == socket);
+	j->socket[side] = 0;
+}
+
+static void part(struct joined *j)
+{
+	for (int i = 0; i < 2; i++) {
+		if (j->socket[i] != 0)
+			give_up_side(j, i);
+		if (j->raw[i] >= 0)
+			assert_int_equal(close(j->raw[i]), 0);
+	}
+}
+
+/* Idle splices hold nothing. */
+static void expect_no_pipe_in_use(const struct io *io)
+{
+	assert_int_equal(io->pipes.open, io->pipes.idle_count);
+	assert_true(io->pipes.open <= RING_PIPES_IDLE);
+}
+
+/* Until `side` has heard all that the other side said so far. */
+static void hear_all(struct joined *j, int side)
+{
+	int64_t deadline_ms = io_now_ms(j->io) + PATIENCE_MS;
+
+	while (j->read[side] < j->said[!side]) {
+		(void)turn(j);
+		(void)hear(j, side);
+		assert_true(io_now_ms(j->io) < deadline_ms);
+	}
+}
+
+static void a_splice_passes_bulk_both_ways_and_each_fin(void **state)
+{
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		struct io *io = open_io(&ways[w], &standard_config);
+		struct joined j;
+		int64_t deadline_ms = io_now_ms(io) + PATIENCE_MS;
+
+		join(&j, io);
+		while (j.read[0] < BULK || j.read[1] < BULK) {
+			for (int i = 0; i < 2; i++) {
+				(void)say(&j, i, BULK - j.said[i]);
+				(void)hear(&j, i);
+			}
+			(void)turn(&j);
+			assert_true(io_now_ms(io) < deadline_ms);
+		}
+		expect_no_pipe_in_use(io);
+		/* One side ends; the other one may go on. */
+		assert_int_equal(shutdown(j.raw[0], SHUT_WR), 0);
+		while (!j.fin[1]) {
+			(void)turn(&j);
+			(void)hear(&j, 1);
+			assert_true(io_now_ms(io) < deadline_ms);
+		}
+		assert_int_equal(j.ends[0], 1);
+		assert_int_equal(j.result[0], 0);
+		assert_int_equal(j.ends[1], 0);
+		(void)say(&j, 1, 5000);
+		hear_all(&j, 0);
+		assert_false(j.fin[0]);
+		(void)say(&j, 1, 5000);
+		assert_int_equal(shutdown(j.raw[1], SHUT_WR), 0);
+		while (!j.fin[0]) {
+			(void)turn(&j);
+			(void)hear(&j, 0);
+			assert_true(io_now_ms(io) < deadline_ms);
+		}
+		for (int i = 0; i < 2; i++) {
+			assert_int_equal(j.ends[i], 1);
+			assert_int_equal(j.result[i], 0);
+			assert_true(j.told[i] == j.said[i]);
+			assert_true(j.read[!i] == j.said[i]);
+		}
+		expect_silence(io);
+		expect_no_pipe_in_use(io);
+		part(&j);
+		close_io(io);
+	}
+}
+
+/* Say all that fits on the way; returns when ten turns moved nothing. */
+static void stuff(struct joined *j, int side)
+{
+	for (int still = 0; still < 10;) {
+		uint64_t moved = turn(j);
+
+		still = say(j, side, SPLICE_CHUNK) > 0 || moved > 0 ? 0
+								    : still + 1;
+	}
+}
+
+/* Buffers that do not grow, so that a way is soon full. */
+static void narrow(struct joined *j)
+{
+	const int size = 16384;
+
+	for (int i = 0; i < 2; i++) {
+		int ours = fd_of(j->io, j->socket[i]);
+
+		assert_int_equal(setsockopt(j->raw[i], SOL_SOCKET, SO_SNDBUF,
+					    &size, sizeof(size)),
+				 0);
+		assert_int_equal(setsockopt(j->raw[i], SOL_SOCKET, SO_RCVBUF,
+					    &size, sizeof(size)),
+				 0);
+		assert_int_equal(setsockopt(ours, SOL_SOCKET, SO_SNDBUF, &size,
+					    sizeof(size)),
+				 0);
+		assert_int_equal(setsockopt(ours, SOL_SOCKET, SO_RCVBUF, &size,
+					    sizeof(size)),
+				 0);
+	}
+}
+
+static void a_splice_takes_no_more_than_a_slow_reader_does(void **state)
+{
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		struct io *io = open_io(&ways[w], &standard_config);
+		struct joined j[4];
+
+		/* More of them than there are pipes, in some of the ways. */
+		for (int i = 0; i < 4; i++)
+			join(&j[i], io);
+		for (int i = 0; i < 4; i++) {
+			narrow(&j[i]);
+			stuff(&j[i], 0);
+			assert_true(j[i].said[0] > j[i].told[0]);
+		}
+		assert_true(io->pipes.open <= io->tuning.pipes_max);
+		/* The other way is as free as ever. */
+		for (int i = 0; i < 4; i++) {
+			(void)say(&j[i], 1, 1000);
+			hear_all(&j[i], 0);
+		}
+		/* The end waits behind what is stuck. */
+		assert_int_equal(shutdown(j[3].raw[0], SHUT_WR), 0);
+		(void)turn(&j[3]);
+		assert_int_equal(j[3].ends[0], 0);
+		for (int i = 0; i < 4; i++)
+			hear_all(&j[i], 1);
+		while (!j[3].fin[1]) {
+			(void)turn(&j[3]);
+			(void)hear(&j[3], 1);
+		}
+		assert_int_equal(j[3].result[0], 0);
+		expect_no_pipe_in_use(io);
+		for (int i = 0; i < 4; i++) {
+			assert_true(j[i].told[0] == j[i].said[0]);
+			part(&j[i]);
+		}
+		close_io(io);
+	}
+}
+
+static void reset_now(int fd)
+{
+	const struct linger at_once = { .l_onoff = 1 };
+
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once,
+				    sizeof(at_once)),
+			 0);
+	assert_int_equal(close(fd), 0);
+}
+
+static void a_reset_of_either_side_breaks_a_splice(void **state)
+{
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		struct io *io = open_io(&ways[w], &standard_config);
+
+		/* side: who resets; busy: while the other one speaks to it. */
+		for (int i = 0; i < 4; i++) {
+			int side = i & 1;
+			bool busy = i & 2;
+			struct joined j;
+
+			join(&j, io);
+			narrow(&j);
+			if (busy)
+				stuff(&j, !side);
+			reset_now(j.raw[side]);
+			j.raw[side] = -1;
+			int64_t deadline_ms = io_now_ms(io) + PATIENCE_MS;
+
+			while (j.ends[0] == 0 && j.ends[1] == 0) {
+				(void)turn(&j);
+				assert_true(io_now_ms(io) < deadline_ms);
+			}
+			/* As the from of one, or as the to of the other: the
+			 * first to be told hears why. */
+			int teller = j.first;
+
+			assert_true(j.result[teller] == -ECONNRESET ||
+				    j.result[teller] == -EPIPE);
+			assert_int_equal(j.by_to[teller], teller != side);
+			part(&j);
+		}
+		expect_no_pipe_in_use(io);
+		close_io(io);
+	}
+}
+
+static void a_close_ends_a_splice_in_silence(void **state)
+{
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		struct io *io = open_io(&ways[w], &standard_config);
+		struct joined j;
+
+		join(&j, io);
+		narrow(&j);
+		stuff(&j, 0);
+		/* The way out goes; the way in is a socket as any other. */
+		io_abort(io, j.socket[1]);
+		expect(io, IO_CLOSED, j.socket[1]);
+		j.socket[1] = 0;
+		assert_int_equal(raw_drain(j.raw[1]), -ECONNRESET);
+		expect_silence(io);
+		io_recv(io, j.socket[0], IO_SMALL, 1);
+		struct io_event event = expect(io, IO_RECEIVED, j.socket[0]);
+
+		assert_true(event.result > 0);
+		io_buf_put(io, event.buf);
+		io_send(io, j.socket[0], text(io, "so long\r\n"));
+		expect(io, IO_SENT, j.socket[0]);
+		part(&j);
+		/* And the way in. */
+		join(&j, io);
+		narrow(&j);
+		stuff(&j, 0);
+		io_close(io, j.socket[0]);
+		expect(io, IO_CLOSED, j.socket[0]);
+		j.socket[0] = 0;
+		expect_silence(io);
+		io_recv(io, j.socket[1], IO_SMALL, 1);
+		assert_int_equal(shutdown(j.raw[1], SHUT_WR), 0);
+		event = expect(io, IO_RECEIVED, j.socket[1]);
+		assert_int_equal(event.result, 0);
+		part(&j);
+		/* Nothing of what was under way comes out elsewhere. */
+		expect_no_pipe_in_use(io);
+		join(&j, io);
+		(void)say(&j, 0, SPLICE_CHUNK);
+		hear_all(&j, 1);
+		part(&j);
+		close_io(io);
+	}
+}
+
+static void a_splice_can_change_its_way(void **state)
+{
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		struct io *io = open_io(&ways[w], &standard_config);
+		struct joined j;
+		int raw = -1;
+		io_handle third = pair_up(io, &raw);
+
+		join(&j, io);
+		(void)say(&j, 0, 100);
+		hear_all(&j, 1);
+		io_close(io, j.socket[1]);
+		expect(io, IO_CLOSED, j.socket[1]);
+		assert_int_equal(close(j.raw[1]), 0);
+		j.socket[1] = third;
+		j.raw[1] = raw;
+		assert_int_equal(fcntl(raw, F_SETFL, O_NONBLOCK), 0);
+		io_splice(io, j.socket[0], third);
+		(void)say(&j, 0, 100);
+		hear_all(&j, 1);
+		part(&j);
+		close_io(io);
+	}
+}
+
+static void urgent_data_ends_no_splice(void **state)
+{
+	struct io *io = open_io(&ways[0], &standard_config);
+	struct joined j;
+
+	(void)state;
+	join(&j, io);
+	(void)say(&j, 0, 1000);
+	hear_all(&j, 1);
+	assert_int_equal(send(j.raw[0], "!", 1, MSG_OOB | MSG_NOSIGNAL), 1);
+	for (int i = 0; i < 5; i++)
+		(void)turn(&j);
+	assert_int_equal(j.ends[0], 0);
+	(void)say(&j, 0, 1000);
+	hear_all(&j, 1);
+	assert_int_equal(shutdown(j.raw[0], SHUT_WR), 0);
+	while (!j.fin[1]) {
+		(void)turn(&j);
+		(void)hear(&j, 1);
+	}
+	part(&j);
+	close_io(io);
+}
+
+static void a_splice_without_descriptors_goes_on(void **state)
+{
+	struct rlimit limit;
+
+	(void)state;
+	if (!kernel_knows_limits())
+		skip();
+	assert_int_equal(getrlimit(RLIMIT_NOFILE, &limit), 0);
+	struct io *io = open_io(&ways[0], &standard_config);
+	struct joined j;
+	struct rlimit none = limit;
+
+	join(&j, io);
+	none.rlim_cur = 0;
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+	for (int i = 0; i < 40; i++) {
+		(void)say(&j, 0, SPLICE_CHUNK);
+		(void)say(&j, 1, SPLICE_CHUNK);
+		hear_all(&j, 1);
+		hear_all(&j, 0);
+	}
+	assert_int_equal(io->pipes.open, 0);
+	assert_int_equal(setrlimit(RLIMIT_NOFILE, &limit), 0);
+	(void)say(&j, 0, SPLICE_CHUNK);
+	hear_all(&j, 1);
+	assert_int_equal(io->pipes.open, 1);
+	part(&j);
+	close_io(io);
+}
+
+static void splices_leave_no_descriptor(void **state)
+{
+	(void)state;
+	for (size_t w = 0; w < WAYS; w++) {
+		int before = count_fds();
+		struct io *io = open_io(&ways[w], &standard_config);
+		struct joined j[6];
+
+		for (int i = 0; i < 6; i++)
+			join(&j[i], io);
+		for (int i = 0; i < 6; i++) {
+			narrow(&j[i]);
+			stuff(&j[i], i & 1);
+		}
+		/* The rest goes with the door. */
+		for (int i = 0; i < 3; i++)
+			part(&j[i]);
+		io_free(&io);
+		for (int i = 3; i < 6; i++) {
+			assert_int_equal(close(j[i].raw[0]), 0);
+			assert_int_equal(close(j[i].raw[1]), 0);
+		}
+		assert_int_equal(count_fds(), before);
+	}
 }
 
 static void freeing_closes_all_whatever_is_under_way(void **state)
@@ -1773,6 +2266,7 @@ static void a_memory_limit_is_recognized(void **state)
 
 int main(void)
 {
+	(void)signal(SIGPIPE, SIG_IGN); /* splice() cannot be told */
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(the_kernel_does_all_that_is_asked),
 		cmocka_unit_test(both_ends_talk_and_know_each_other),
@@ -1808,6 +2302,15 @@ int main(void)
 		cmocka_unit_test(an_address_we_do_not_have_is_refused),
 		cmocka_unit_test(another_ones_address_takes_a_capability),
 		cmocka_unit_test(a_unix_listener_takes_over_stale_names_only),
+		cmocka_unit_test(a_splice_passes_bulk_both_ways_and_each_fin),
+		cmocka_unit_test(
+			a_splice_takes_no_more_than_a_slow_reader_does),
+		cmocka_unit_test(a_reset_of_either_side_breaks_a_splice),
+		cmocka_unit_test(a_close_ends_a_splice_in_silence),
+		cmocka_unit_test(a_splice_can_change_its_way),
+		cmocka_unit_test(urgent_data_ends_no_splice),
+		cmocka_unit_test(a_splice_without_descriptors_goes_on),
+		cmocka_unit_test(splices_leave_no_descriptor),
 		cmocka_unit_test(freeing_closes_all_whatever_is_under_way),
 		cmocka_unit_test(each_reason_is_said_with_its_remedy),
 		cmocka_unit_test(a_seccomp_filter_is_recognized),

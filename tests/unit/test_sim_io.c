@@ -126,6 +126,7 @@ static void echo_event(struct echo *e, const struct io_event *ev)
 		e->closed++;
 		return;
 	case IO_CONNECTED:
+	case IO_SPLICED:
 	case IO_WOKEN:
 		return;
 	}
