@@ -61,7 +61,7 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
 
 # Decisions: no kernel, no clock, no allocation (checked by `make purity`).
 PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
-          session_hold.c session_reply.c upstream.c \
+          session_hold.c session_reply.c session_auth.c upstream.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
           hold.c trace.c proxyproto.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
@@ -118,7 +118,8 @@ NEEDS_quantity  := tests/quantity.c
 NEEDS_stretch   := tests/stretch.c
 NEEDS_load_limit := tests/load_limit.c
 NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
-                     session_command.c session_hold.c session_reply.c smtp.c \
+                     session_auth.c session_command.c session_hold.c \
+                     session_reply.c smtp.c \
                      admission.c cidr.c stats.c) balancer/busy.c \
                    tests/unit/session_model.c
 NEEDS_session_hold := $(NEEDS_session)

@@ -8,8 +8,9 @@
 #include "proxy/session_own.h"
 
 static const char *const state_names[] = {
-	[SESSION_GREETING] = "greeting", [SESSION_COMMAND] = "command",
-	[SESSION_BINDING] = "binding",   [SESSION_MAIL] = "mail",
+	[SESSION_GREETING] = "greeting", [SESSION_HANDSHAKE] = "handshake",
+	[SESSION_COMMAND] = "command",   [SESSION_BINDING] = "binding",
+	[SESSION_AUTH] = "auth",         [SESSION_MAIL] = "mail",
 	[SESSION_DATA] = "data",         [SESSION_BODY] = "body",
 	[SESSION_CHUNK] = "chunk",       [SESSION_HANDOVER] = "handover",
 	[SESSION_FINAL] = "final",       [SESSION_CLOSED] = "closed",
@@ -58,8 +59,8 @@ void session_say(struct session_plan *plan, const char *text)
 
 /* ---- deadlines ---- */
 
-static void set_deadline(struct session *s, const struct session_env *env,
-			 int64_t at_ms)
+void session_set_deadline(struct session *s, const struct session_env *env,
+			  int64_t at_ms)
 {
 	int64_t whole_ms = env->config->timeouts.session_ms;
 
@@ -68,28 +69,30 @@ static void set_deadline(struct session *s, const struct session_env *env,
 	s->deadline_ms = at_ms;
 }
 
-/* The client's turn: its time runs until the whole of the next command. */
-static void await_command(struct session *s, const struct session_env *env)
+/* The client's turn: its time runs until the whole of the next line. */
+void session_await_command(struct session *s, const struct session_env *env)
 {
 	const struct config_timeouts *t = &env->config->timeouts;
 
 	if (s->resting)
 		return;
 	s->waiting_ms = env->now_ms;
-	set_deadline(s, env,
-		     env->now_ms + (env->stressed ? t->stress_command_ms
-						  : t->command_ms));
+	session_set_deadline(s, env,
+			     env->now_ms + (env->stressed ? t->stress_command_ms
+							  : t->command_ms));
 }
 
 void session_stress(struct session *s, const struct session_env *env)
 {
 	const struct config_timeouts *t = &env->config->timeouts;
 
-	if (s->state != SESSION_COMMAND || s->due > 0 || s->resting)
+	if ((s->state != SESSION_COMMAND && s->state != SESSION_AUTH) ||
+	    s->due > 0 || s->resting)
 		return;
-	set_deadline(s, env,
-		     s->waiting_ms + (env->stressed ? t->stress_command_ms
-						    : t->command_ms));
+	session_set_deadline(s, env,
+			     s->waiting_ms + (env->stressed
+						      ? t->stress_command_ms
+						      : t->command_ms));
 }
 
 void session_set_body_deadline(struct session *s, const struct session_env *env)
@@ -98,7 +101,7 @@ void session_set_body_deadline(struct session *s, const struct session_env *env)
 
 	if (s->holding && s->bound && session_slot_ms(s) < at_ms)
 		at_ms = session_slot_ms(s);
-	set_deadline(s, env, at_ms);
+	session_set_deadline(s, env, at_ms);
 }
 
 void session_await_body(struct session *s, const struct session_env *env)
@@ -126,6 +129,8 @@ void session_part(struct session *s, struct session_plan *plan)
 		session_add(plan, SESSION_DO_QUIT);
 	} else if (s->bound) {
 		if (s->ahead_data ||
+		    (s->state == SESSION_AUTH &&
+		     (s->challenged || s->due > 0)) ||
 		    (s->state == SESSION_DATA && !s->own_data) ||
 		    (s->state == SESSION_BODY && !s->holding) ||
 		    (s->state == SESSION_HANDOVER && s->due > 0) ||
@@ -135,6 +140,7 @@ void session_part(struct session *s, struct session_plan *plan)
 	}
 	s->bound = false;
 	s->due = 0;
+	s->clearing = false;
 	session_forget_ahead(s);
 }
 
@@ -152,6 +158,7 @@ void session_end_message(struct session *s, struct session_plan *plan,
 	s->holding = false;
 	s->whole = false;
 	s->replaying = false;
+	s->counting = false;
 	s->trace_due = false;
 	session_add(plan, SESSION_DO_LOG);
 }
@@ -172,7 +179,9 @@ static enum busy_stage stage_of(enum session_state state)
 	case SESSION_FINAL:
 		return BUSY_STAGE_EOD;
 	case SESSION_GREETING:
+	case SESSION_HANDSHAKE:
 	case SESSION_COMMAND:
+	case SESSION_AUTH:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		break;
@@ -180,12 +189,11 @@ static enum busy_stage stage_of(enum session_state state)
 	return BUSY_STAGE_IDLE;
 }
 
-void session_abandon(struct session *s, struct session_plan *plan)
+void session_log_abandoned(struct session *s, struct session_plan *plan)
 {
 	const struct session_message *m = &s->message;
 	bool broken = s->transaction == SESSION_MAIL_BROKEN || s->chunk_failed;
 
-	session_part(s, plan);
 	if (s->state == SESSION_FINAL)
 		s->message.unknown = true;
 	if (broken || (m->rcpts_ok == 0 && m->code != 0))
@@ -194,12 +202,23 @@ void session_abandon(struct session *s, struct session_plan *plan)
 		session_end_message(s, plan, stage_of(s->state), BUSY_OK, 0);
 }
 
+void session_abandon(struct session *s, struct session_plan *plan)
+{
+	session_part(s, plan);
+	session_log_abandoned(s, plan);
+}
+
 static void close_with(struct session *s, struct session_plan *plan,
 		       enum session_do how, enum stats_close reason)
 {
-	if (s->transaction != SESSION_NO_MAIL || s->state == SESSION_BINDING ||
-	    s->state == SESSION_MAIL)
+	bool mail = s->state == SESSION_MAIL ||
+		    (s->state == SESSION_BINDING && !s->binding_auth);
+
+	if (s->transaction != SESSION_NO_MAIL || mail)
 		session_abandon(s, plan);
+	else
+		session_part(s, plan);
+	session_forget_auth(s);
 	assert(!s->bound);
 	s->state = SESSION_CLOSED;
 	s->deadline_ms = INT64_MAX;
@@ -232,15 +251,20 @@ void session_turn(struct session *s, const struct session_env *env,
 		  struct session_plan *plan)
 {
 	assert(s->state == SESSION_COMMAND);
+	if (s->clearing)
+		return; /* the turn comes with the reply */
 	if (s->client_gone) {
-		session_finish(s, plan, STATS_CLOSE_CLIENT_RESET);
+		session_finish(s, plan, s->reason);
 	} else if (s->eof) {
 		session_finish(s, plan, STATS_CLOSE_CLIENT_CLOSED);
+	} else if (session_is_orphaned(s)) {
+		session_say(plan, SESSION_TEXT_ORPHANED);
+		session_finish(s, plan, STATS_CLOSE_BACKEND_LOST);
 	} else if (env->draining && s->transaction != SESSION_MAIL_OPEN) {
 		session_say(plan, SESSION_TEXT_DRAIN);
 		session_finish(s, plan, STATS_CLOSE_DRAIN);
 	} else {
-		await_command(s, env);
+		session_await_command(s, env);
 	}
 }
 
@@ -269,6 +293,17 @@ bool session_count_error(struct session *s, const struct session_env *env)
 	return s->errors <= env->config->admission.max_errors;
 }
 
+void session_rest(struct session *s, const struct session_env *env)
+{
+	int64_t tarpit_ms = env->config->admission.tarpit_ms;
+
+	if (tarpit_ms == 0)
+		return;
+	stats_add(&env->stats->tarpitted, 1);
+	s->resting = true;
+	session_set_deadline(s, env, env->now_ms + tarpit_ms);
+}
+
 /*
  * An error of the client's own making.  Costs it one of max_errors, and rest
  * if there is a tarpit.
@@ -276,19 +311,13 @@ bool session_count_error(struct session *s, const struct session_env *env)
 void session_error(struct session *s, const struct session_env *env,
 		   struct session_plan *plan, const char *text)
 {
-	int64_t tarpit_ms = env->config->admission.tarpit_ms;
-
 	if (!session_count_error(s, env)) {
 		session_say(plan, SESSION_TEXT_ERRORS);
 		session_finish(s, plan, STATS_CLOSE_ERRORS);
 		return;
 	}
 	session_say(plan, text);
-	if (tarpit_ms > 0) {
-		stats_add(&env->stats->tarpitted, 1);
-		s->resting = true;
-		set_deadline(s, env, env->now_ms + tarpit_ms);
-	}
+	session_rest(s, env);
 }
 
 /* ---- greeting ---- */
@@ -318,7 +347,8 @@ static void admitted(struct session *s, const struct session_env *env,
 		greet(s, env, plan);
 		return;
 	}
-	set_deadline(s, env, env->now_ms + s->listener->greeting_delay_ms);
+	session_set_deadline(s, env,
+			     env->now_ms + s->listener->greeting_delay_ms);
 }
 
 /* RFC 5321, section 4.3.1: the client waits for the greeting. */
@@ -353,6 +383,19 @@ void session_foreign(struct session *s, const struct session_env *env,
 	session_finish(s, plan, STATS_CLOSE_FOREIGN);
 }
 
+/* It is none at all.  False: replies are due before. */
+static bool refuse_line(struct session *s, const struct session_env *env,
+			struct session_plan *plan, const char *text)
+{
+	if (s->due > 0)
+		return false;
+	if (s->state == SESSION_AUTH)
+		session_auth_broken(s, env, plan, text);
+	else
+		session_error(s, env, plan, text);
+	return true;
+}
+
 /*
  * One finding of the scanner in text[0..len).  Returns false if it has to
  * wait for replies that are due before it.
@@ -363,29 +406,29 @@ static bool scanned(struct session *s, const struct session_env *env,
 {
 	switch (found) {
 	case SMTP_SCAN_LINE:
+		if (s->state == SESSION_AUTH) {
+			session_auth_line(s, env, line->text, line->len, plan);
+			return true;
+		}
 		return session_command(s, env, line->text, line->len, more,
 				       plan);
 	case SMTP_SCAN_BAD:
-		if (s->due > 0)
-			return false;
-		session_error(s, env, plan,
-			      "500 5.5.2 Bare CR, bare LF or NUL in a command"
-			      "\r\n");
-		return true;
+		return refuse_line(s, env, plan,
+				   "500 5.5.2 Bare CR, bare LF or NUL in a "
+				   "command\r\n");
 	case SMTP_SCAN_LONG:
-		if (s->due > 0)
-			return false;
-		session_error(s, env, plan, "500 5.5.2 Line too long\r\n");
-		return true;
+		return refuse_line(s, env, plan, "500 5.5.2 Line too long\r\n");
 	case SMTP_SCAN_MORE:
 		break;
 	}
 	return false;
 }
 
-static size_t max_of(const char *text, size_t len)
+/* How long the line may be that begins so. */
+static size_t max_of(const struct session *s, const char *text, size_t len)
 {
-	size_t max = smtp_line_max(text, len);
+	size_t max = s->state == SESSION_AUTH ? (size_t)SMTP_AUTH_LINE_MAX
+					      : smtp_line_max(text, len);
 
 	return max < SESSION_LINE_MAX ? max : SESSION_LINE_MAX;
 }
@@ -410,7 +453,7 @@ static void gathered_octets(struct session *s, const struct session_env *env,
 	}
 
 	enum smtp_scan found = smtp_line_scan(
-		s->line, s->line_len, max_of(s->line, s->line_len), &line);
+		s->line, s->line_len, max_of(s, s->line, s->line_len), &line);
 	bool ended = s->line[s->line_len - 1] == '\n';
 
 	if (found == SMTP_SCAN_MORE)
@@ -427,8 +470,8 @@ static void line_octets(struct session *s, const struct session_env *env,
 			struct session_plan *plan)
 {
 	struct smtp_line line = { 0 };
-	enum smtp_scan found = smtp_line_scan(ev->data, ev->len,
-					      max_of(ev->data, ev->len), &line);
+	enum smtp_scan found = smtp_line_scan(
+		ev->data, ev->len, max_of(s, ev->data, ev->len), &line);
 
 	if (found == SMTP_SCAN_MORE) {
 		memcpy(s->line, ev->data, ev->len);
@@ -462,7 +505,8 @@ static void command_octets(struct session *s, const struct session_env *env,
 	}
 	if (ev->len == 0)
 		return;
-	if (smtp_line_is_binary(ev->data, ev->len)) {
+	if (s->state == SESSION_COMMAND &&
+	    smtp_line_is_binary(ev->data, ev->len)) {
 		if (s->due > 0)
 			return;
 		plan->consumed = ev->len;
@@ -476,7 +520,7 @@ static void command_octets(struct session *s, const struct session_env *env,
 
 static bool may_look_ahead(const struct session *s)
 {
-	return s->pipelining && !s->ahead_data;
+	return s->pipelining && !s->ahead_data && !s->authed;
 }
 
 /* The next line behind MAIL, if it is whole and in this buffer. */
@@ -495,7 +539,7 @@ static void look_ahead(struct session *s, const struct session_env *env,
 		return;
 	text += s->ahead;
 	len -= s->ahead;
-	if (smtp_line_scan(text, len, max_of(text, len), &line) !=
+	if (smtp_line_scan(text, len, max_of(s, text, len), &line) !=
 	    SMTP_SCAN_LINE)
 		return;
 	if (session_send_ahead(s, env, line.text, line.len, len > line.eaten,
@@ -518,6 +562,17 @@ static void octets(struct session *s, const struct session_env *env,
 		if (s->state == SESSION_CHUNK && plan->count == 0 &&
 		    plan->consumed == 0)
 			session_chunk_octets(s, env, ev, plan);
+		/* What came in the clear behind STARTTLS may be anybody's:
+		 * it dies here (RFC 3207, section 4.2). */
+		if (s->state == SESSION_HANDSHAKE)
+			plan->consumed = ev->len;
+		return;
+	case SESSION_AUTH:
+		if (s->due == 0)
+			command_octets(s, env, ev, plan);
+		return;
+	case SESSION_HANDSHAKE:
+		plan->consumed = ev->len;
 		return;
 	case SESSION_DATA:
 		if (ev->len > 0)
@@ -556,14 +611,18 @@ bool session_wants(const struct session *s)
 		return s->listener->early_talkers != CONFIG_EARLY_OFF;
 	case SESSION_COMMAND:
 		return !s->resting;
+	case SESSION_AUTH:
+		return s->due == 0;
 	case SESSION_DATA:
 		return !s->premature;
 	case SESSION_MAIL:
 		return may_look_ahead(s);
 	case SESSION_BODY:
+		return session_counts_on(s);
 	case SESSION_CHUNK:
 	case SESSION_CLOSED:
 		return true;
+	case SESSION_HANDSHAKE:
 	case SESSION_BINDING:
 	case SESSION_HANDOVER:
 	case SESSION_FINAL:
@@ -583,7 +642,8 @@ static void client_ended(struct session *s, const struct session_env *env,
 		/* It is the backend's now: its answer is worth knowing, and
 		 * whoever has only half closed still reads it. */
 		s->eof = true;
-		s->client_gone = reason == STATS_CLOSE_CLIENT_RESET;
+		s->client_gone = reason != STATS_CLOSE_CLIENT_CLOSED;
+		s->reason = reason; /* for when it ends */
 		return;
 	case SESSION_HANDOVER:
 		if (s->whole && reason == STATS_CLOSE_CLIENT_CLOSED) {
@@ -601,8 +661,10 @@ static void client_ended(struct session *s, const struct session_env *env,
 		abort_session(s, plan, reason);
 		return;
 	case SESSION_GREETING:
+	case SESSION_HANDSHAKE:
 	case SESSION_COMMAND:
 	case SESSION_BINDING:
+	case SESSION_AUTH:
 	case SESSION_MAIL:
 	case SESSION_DATA:
 		if (reason == STATS_CLOSE_CLIENT_CLOSED)
@@ -654,7 +716,7 @@ static void timed_out(struct session *s, const struct session_env *env,
 		reason = STATS_CLOSE_SESSION_TIME;
 	if (s->resting && reason == STATS_CLOSE_CLIENT_TIMEOUT) {
 		s->resting = false;
-		await_command(s, env);
+		session_await_command(s, env);
 		return;
 	}
 	if (park_is_due(s, env) && reason == STATS_CLOSE_CLIENT_TIMEOUT) {
@@ -678,7 +740,15 @@ static void timed_out(struct session *s, const struct session_env *env,
 		}
 		s->deadline_ms = INT64_MAX; /* the backend's time runs */
 		return;
+	case SESSION_HANDSHAKE:
+		/* It understands nothing now. */
+		abort_session(s, plan,
+			      reason == STATS_CLOSE_SESSION_TIME
+				      ? reason
+				      : STATS_CLOSE_TLS);
+		return;
 	case SESSION_COMMAND:
+	case SESSION_AUTH:
 	case SESSION_BODY:
 	case SESSION_CHUNK:
 		session_say(plan, reason == STATS_CLOSE_SESSION_TIME
@@ -704,9 +774,10 @@ static void drain(struct session *s, struct session_plan *plan)
 		    (s->state == SESSION_COMMAND &&
 		     s->transaction != SESSION_MAIL_OPEN);
 
-	if (!idle)
+	if (!idle || s->clearing)
 		return;
-	session_say(plan, SESSION_TEXT_DRAIN);
+	if (!session_is_deaf(s))
+		session_say(plan, SESSION_TEXT_DRAIN);
 	session_finish(s, plan, STATS_CLOSE_DRAIN);
 }
 
@@ -717,9 +788,11 @@ static void refused(struct session *s, const struct session_event *ev,
 
 	if (s->state != SESSION_GREETING)
 		return;
-	act = session_add(plan, SESSION_DO_SAY);
-	act->text = ev->data;
-	act->len = ev->len;
+	if (!session_is_deaf(s)) {
+		act = session_add(plan, SESSION_DO_SAY);
+		act->text = ev->data;
+		act->len = ev->len;
+	}
 	session_finish(s, plan, ev->reason);
 }
 
@@ -731,6 +804,12 @@ void session_step(struct session *s, const struct session_env *env,
 	switch (ev->kind) {
 	case SESSION_IN_ADMITTED:
 		admitted(s, env, plan);
+		return;
+	case SESSION_IN_SECURED:
+		session_secure(s, env, plan);
+		return;
+	case SESSION_IN_INSECURE:
+		client_ended(s, env, plan, STATS_CLOSE_TLS);
 		return;
 	case SESSION_IN_REFUSED:
 		refused(s, ev, plan);

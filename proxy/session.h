@@ -25,8 +25,18 @@
  *	HANDOVER -> FINAL (all of the body was held) or BODY (the rest of it)
  *	FINAL -> HANDOVER (once, if the first backend was busy)
  *
- * The session speaks SMTP with the client by itself until MAIL; then it asks
- * for a backend (BIND) and relays.  Two rules keep replies in order
+ * and where it offers TLS or AUTH:
+ *
+ *	COMMAND -> HANDSHAKE (STARTTLS) -> COMMAND, of which nothing is known
+ *	COMMAND -> BINDING (AUTH) -> AUTH -> COMMAND, perhaps as `authed`
+ *
+ * A session that is authed is pinned: the backend that said 235 stays bound to
+ * the end of the session, MAIL goes to it and to no other, and its loss is the
+ * session's end.  Whoever speaks in state AUTH says secrets: they are sent on
+ * and nothing else (.secret).
+ *
+ * The session speaks SMTP with the client by itself until MAIL or AUTH; then
+ * it asks for a backend (BIND) and relays.  Two rules keep replies in order
  * (RFC 2920, section 3.2) without any queue of them:
  *
  *  - a command that weir answers itself waits until every reply due from the
@@ -49,21 +59,25 @@ enum {
 	SESSION_LINE_MAX = SMTP_AUTH_LINE_MAX,
 	SESSION_MAIL_MAX = SMTP_PATH_LINE_MAX,
 	SESSION_NOTE_MAX = SESSION_LINE_MAX, /* a reply kept for later */
-	SESSION_ACTS_MAX = 8,   /* the longest plan any step can make */
-	SESSION_TRIED_MAX = 10, /* [farm] tries, at most */
-	SESSION_BINDS_MAX = 32, /* BINDs in a row, busy refusals included */
+	SESSION_ACTS_MAX = 8,    /* the longest plan any step can make */
+	SESSION_TRIED_MAX = 10,  /* [farm] tries, at most */
+	SESSION_CHUNKS_MAX = 32, /* of a body counted here, not answered yet */
+	SESSION_BINDS_MAX = 32,  /* BINDs in a row, busy refusals included */
 };
 
 enum session_state {
-	SESSION_GREETING, /* not greeted yet */
-	SESSION_COMMAND,  /* reading commands; replies may be due */
-	SESSION_BINDING,  /* MAIL waits for a backend */
-	SESSION_MAIL,     /* MAIL was sent to one */
-	SESSION_DATA,     /* DATA was sent: 354 or a refusal comes next */
-	SESSION_BODY,     /* after 354 */
-	SESSION_CHUNK,    /* the octets of a BDAT */
-	SESSION_HANDOVER, /* slot = body: a backend gets what is held */
-	SESSION_FINAL,    /* the end of data was sent */
+	SESSION_GREETING,  /* not greeted yet */
+	SESSION_HANDSHAKE, /* STARTTLS was answered: TLS comes next */
+	SESSION_COMMAND,   /* reading commands; replies may be due */
+	SESSION_BINDING,   /* MAIL, or AUTH, waits for a backend */
+	SESSION_AUTH,      /* a dialogue of AUTH: if a reply is due, then of
+			     the backend, else the client's line */
+	SESSION_MAIL,      /* MAIL was sent to one */
+	SESSION_DATA,      /* DATA was sent: 354 or a refusal comes next */
+	SESSION_BODY,      /* after 354 */
+	SESSION_CHUNK,     /* the octets of a BDAT */
+	SESSION_HANDOVER,  /* slot = body: a backend gets what is held */
+	SESSION_FINAL,     /* the end of data was sent */
 	SESSION_CLOSED,
 	SESSION_STATES,
 };
@@ -76,19 +90,22 @@ enum session_transaction {
 
 enum session_in {
 	SESSION_IN_ADMITTED,
-	SESSION_IN_REFUSED, /* .verdict, or STATS_CLOSE_UNAVAILABLE etc. */
-	SESSION_IN_OCTETS,  /* .data, .len; may be none: see session_wants() */
-	SESSION_IN_EOF,     /* no octets will follow what was consumed */
-	SESSION_IN_GONE,    /* the client's connection broke */
-	SESSION_IN_TIMEOUT, /* session.deadline_ms has come */
-	SESSION_IN_BOUND,   /* a backend is ready; .ext, .reused */
-	SESSION_IN_UNBOUND, /* it could not be had: .class, .more, .stage */
-	SESSION_IN_REPLY,   /* of the backend: .stage .code .class .reply */
-	SESSION_IN_EARLY,   /* one that nothing had asked for; the same */
-	SESSION_IN_LOST,    /* the backend's connection is of no more use */
-	SESSION_IN_CROWDED, /* others wait for a slot: if session_park_ms() has
+	SESSION_IN_SECURED,  /* the TLS handshake is done: of STARTTLS, or in
+				front of the greeting, before ADMITTED */
+	SESSION_IN_INSECURE, /* it failed; or the TLS stream broke, later */
+	SESSION_IN_REFUSED,  /* .verdict, or STATS_CLOSE_UNAVAILABLE etc. */
+	SESSION_IN_OCTETS,   /* .data, .len; may be none: see session_wants() */
+	SESSION_IN_EOF,      /* no octets will follow what was consumed */
+	SESSION_IN_GONE,     /* the client's connection broke */
+	SESSION_IN_TIMEOUT,  /* session.deadline_ms has come */
+	SESSION_IN_BOUND,    /* a backend is ready; .ext, .reused */
+	SESSION_IN_UNBOUND,  /* it could not be had: .class, .more, .stage */
+	SESSION_IN_REPLY,    /* of the backend: .stage .code .class .reply */
+	SESSION_IN_EARLY,    /* one that nothing had asked for; the same */
+	SESSION_IN_LOST,     /* the backend's connection is of no more use */
+	SESSION_IN_CROWDED,  /* others wait for a slot: if session_park_ms() has
 			       come, this one is given back */
-	SESSION_IN_DRAIN,   /* weir shuts down */
+	SESSION_IN_DRAIN,    /* weir shuts down */
 };
 
 struct session_event {
@@ -98,6 +115,7 @@ struct session_event {
 	enum stats_close reason; /* REFUSED */
 	unsigned code;           /* REPLY, EARLY */
 	unsigned ext;            /* BOUND: what this backend offers */
+	unsigned auth;           /* BOUND: and enum smtp_auth bits */
 	bool reused;             /* BOUND: the connection has served before */
 	bool pipelining;         /* BOUND */
 	bool more;               /* UNBOUND: another backend may be tried */
@@ -110,33 +128,38 @@ struct session_event {
 };
 
 enum session_do {
-	SESSION_DO_SAY,     /* send .text to the client */
-	SESSION_DO_RELAY,   /* send the backend's reply, .code in its place
+	SESSION_DO_SAY,      /* send .text to the client */
+	SESSION_DO_RELAY,    /* send the backend's reply, .code in its place
 			       unless 0 */
-	SESSION_DO_BIND,    /* find and greet a backend for .need */
-	SESSION_DO_COMMAND, /* send .text to the backend; its reply's .stage */
-	SESSION_DO_BODY,    /* send the first .len octets of the event's data
+	SESSION_DO_BIND,     /* find and greet a backend for .need */
+	SESSION_DO_COMMAND,  /* send .text to the backend; its reply's .stage */
+	SESSION_DO_STARTTLS, /* behind the SAY before it: drop all octets that
+				came in the clear or will, do the handshake,
+				tell SECURED or INSECURE */
+	SESSION_DO_BODY,     /* send the first .len octets of the event's data
 			       to the backend; .stage is EOD if the reply to
-			       the end of data follows, else IDLE */
-	SESSION_DO_KEEP,    /* the transaction is over, the backend clean */
-	SESSION_DO_QUIT,    /* part from the backend in good order */
-	SESSION_DO_RESET,   /* part from it so that it stores nothing */
-	SESSION_DO_HOLD,    /* keep the first .len octets of the event's data
+			       the end of data follows, else IDLE.  With
+			       .undot they go through smtp_undot() first, and
+			       .undot_state */
+	SESSION_DO_KEEP,     /* the transaction is over, the backend clean */
+	SESSION_DO_QUIT,     /* part from the backend in good order */
+	SESSION_DO_RESET,    /* part from it so that it stores nothing */
+	SESSION_DO_HOLD,     /* keep the first .len octets of the event's data
 			       in memory: they are of a body */
-	SESSION_DO_MARK,    /* the oldest RCPT that was sent with .hold and is
+	SESSION_DO_MARK,     /* the oldest RCPT that was sent with .hold and is
 			       not marked yet: .good says if the client read
 			       2xx for it */
-	SESSION_DO_PARK,    /* give the slot back; nothing is in the backend's
+	SESSION_DO_PARK,     /* give the slot back; nothing is in the backend's
 			       hands but an envelope */
-	SESSION_DO_REPLAY,  /* say to the backend: MAIL, each RCPT that is
+	SESSION_DO_REPLAY,   /* say to the backend: MAIL, each RCPT that is
 			       marked good, DATA; each reply will come */
-	SESSION_DO_TRACE,   /* send the trace field: the body begins behind */
-	SESSION_DO_SEND,    /* send all that is held of the body; .stage as
+	SESSION_DO_TRACE,    /* send the trace field: the body begins behind */
+	SESSION_DO_SEND,     /* send all that is held of the body; .stage as
 			       for BODY.  More of it may follow by BODY */
-	SESSION_DO_LOG,     /* the transaction is over: log it; what was held
+	SESSION_DO_LOG,      /* the transaction is over: log it; what was held
 			       of it is dropped */
-	SESSION_DO_CLOSE,   /* close when all is sent; .reason */
-	SESSION_DO_ABORT,   /* close at once; .reason */
+	SESSION_DO_CLOSE,    /* close when all is sent; .reason */
+	SESSION_DO_ABORT,    /* close at once; .reason */
 };
 
 struct session_act {
@@ -144,9 +167,12 @@ struct session_act {
 	enum busy_stage stage;
 	enum stats_close reason;
 	unsigned code;
-	unsigned times;   /* SAY: so often; 0 is once */
-	bool hold;        /* COMMAND: keep it in memory too, see MARK */
-	bool good;        /* MARK */
+	unsigned times; /* SAY: so often; 0 is once */
+	bool hold;      /* COMMAND: keep it in memory too, see MARK */
+	bool secret;    /* COMMAND: for no log, no trace, no operator */
+	bool good;      /* MARK */
+	bool undot;     /* BODY: see there */
+	struct smtp_undot undot_state; /* as it is before these octets */
 	const char *text; /* static, or in the session, event or plan */
 	size_t len;
 };
@@ -164,7 +190,8 @@ struct session_env {
 	const struct config *config;
 	struct admission *admission;
 	struct stats *stats;
-	unsigned offer_ext; /* the farm's: balancer_offer() */
+	unsigned offer_ext;  /* the farm's: balancer_offer() */
+	unsigned offer_auth; /* and its enum smtp_auth bits */
 	uint64_t offer_size;
 	int64_t now_ms;
 	bool stressed;
@@ -187,6 +214,7 @@ struct session_message {
 	unsigned flaws;        /* enum smtp_body_flaw */
 	unsigned replays;      /* backends that were given it by REPLAY */
 	bool chunked;
+	bool counted;       /* DATA that went as BDAT: bare_newline = bdat */
 	bool unknown;       /* the backend may have it, nobody knows */
 	bool held;          /* weir itself said 354 and held the body */
 	bool parked;        /* a slot was given back meanwhile */
@@ -207,20 +235,28 @@ struct session {
 	bool line_ready; /* line holds a whole one that had to wait */
 	bool skipping;   /* dropping the rest of a line too long */
 	bool esmtp;
-	bool bound;      /* a backend connection is ours */
-	bool reused;     /* it has served before */
-	bool pipelining; /* it takes more than one command at a time */
-	bool holds;      /* slot = body, when this message's MAIL came */
-	bool afresh;     /* BIND: backends tried before may be tried again */
-	bool unheld;     /* the worker says that a COMMAND could not be held:
+	bool secured;      /* what is read and said goes through TLS */
+	bool authed;       /* 235 was relayed: the session is pinned */
+	bool binding_auth; /* BINDING is for AUTH, not for MAIL */
+	bool challenged;   /* 334 was relayed: there is no way back */
+	bool clearing;     /* RSET of our own is due, and nothing else */
+	bool bound;        /* a backend connection is ours */
+	bool reused;       /* it has served before */
+	bool pipelining;   /* it takes more than one command at a time */
+	bool holds;        /* slot = body, when this message's MAIL came */
+	bool afresh;       /* BIND: backends tried before may be tried again */
+	bool counts;       /* bare_newline = bdat, when its MAIL came */
+	bool counting;     /* this body goes as chunks, counted by ourselves */
+	bool dotted;       /* the body's first octet is a dot */
+	bool unheld;       /* the worker says that a COMMAND could not be held:
 			    DATA is forwarded then; MAIL's BIND clears it */
-	bool holding;    /* what comes of the body is held, none was sent */
-	bool whole;      /* all of it is, until LOG */
-	bool replaying;  /* REPLAY's replies are due, not only DATA's */
-	bool own_data;   /* DATA waits in weir for the replies before it */
-	bool white;      /* the body begins with white space */
-	bool trace_due;  /* the field goes out in front of the body */
-	bool swallow;    /* body or chunk goes nowhere */
+	bool holding;      /* what comes of the body is held, none was sent */
+	bool whole;        /* all of it is, until LOG */
+	bool replaying;    /* REPLAY's replies are due, not only DATA's */
+	bool own_data;     /* DATA waits in weir for the replies before it */
+	bool white;        /* the body begins with white space */
+	bool trace_due;    /* the field goes out in front of the body */
+	bool swallow;      /* body or chunk goes nowhere */
 	bool chunk_last;
 	bool chunk_failed; /* a BDAT was refused: the rest fails */
 	bool premature;    /* octets came behind DATA, before its reply */
@@ -231,7 +267,9 @@ struct session {
 	bool ahead_data;        /* DATA is the last of what was sent ahead */
 	unsigned due;           /* replies the client awaits from the backend */
 	unsigned offered;       /* extensions that our EHLO reply named */
+	unsigned offered_auth;  /* and enum smtp_auth bits */
 	unsigned need;          /* what this transaction wants of a backend */
+	unsigned need_auth;     /* the mechanism that AUTH wants; 0: not AUTH */
 	unsigned ext;           /* what the bound backend offers */
 	unsigned ahead;         /* octets of the next ones, sent behind MAIL */
 	unsigned ahead_rcpts;   /* RCPTs among them */
@@ -244,7 +282,10 @@ struct session {
 	unsigned note_len;     /* a reply waits in line[] for its time */
 	unsigned tries;        /* of [farm] tries, for this BIND */
 	unsigned binds;        /* in a row, in search of one backend */
-	unsigned trace_len;    /* of the bound backend: see BOUND */
+	unsigned trace_len;    /* of the bound backend: see BOUND.  Of a
+				  pinned one the worker renews it when it
+				  sends MAIL */
+	unsigned auth_len;     /* octets in line[], CRLF included, of AUTH */
 	enum stats_close reason;
 	enum smtp_body_type body_type;
 	uint64_t chunk_left;
@@ -254,6 +295,7 @@ struct session {
 	int64_t binding_ms; /* since when a backend is sought */
 	int64_t nimble_ms;  /* the fastest that the client took to go on */
 	struct smtp_body body;
+	struct smtp_undot undot; /* counting: as smtp_reframe() goes */
 	struct session_message message;
 	struct admission_ticket ticket; /* the worker opens and closes it */
 	uint16_t helo_len;
@@ -310,6 +352,12 @@ void session_kill(struct session *s, struct session_plan *plan,
  * the same; deliver TIMEOUT.
  */
 bool session_defer(struct session *s, const struct session_env *env);
+
+/*
+ * SECURED in front of the greeting says that the listener has tls = implicit.
+ * Behind STARTTLS it makes the session forget what the client said in the
+ * clear (RFC 3207, section 4.2), but not its mistakes.
+ */
 
 /* Stress began or ended: deadlines of those who talk are drawn anew. */
 void session_stress(struct session *s, const struct session_env *env);

@@ -1,4 +1,6 @@
 #include <assert.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "proxy/config.h"
@@ -53,6 +55,7 @@ void session_stop_body(struct session *s, struct session_plan *plan,
 		session_add(plan,
 			    s->holding ? SESSION_DO_QUIT : SESSION_DO_RESET);
 	s->bound = false;
+	s->due = 0;
 	s->holding = false;
 	s->swallow = true;
 	s->message.stage = stage;
@@ -77,14 +80,21 @@ unsigned session_say_note(struct session *s, struct session_plan *plan)
 	return session_code_of(s->line);
 }
 
-/* The body's or the message's end was swallowed: now the client hears why. */
-static void end_swallowed(struct session *s, const struct session_env *env,
-			  struct session_plan *plan)
+/*
+ * The body's or the message's end was swallowed, or came to nothing: now the
+ * client hears why.
+ */
+void session_end_noted(struct session *s, const struct session_env *env,
+		       struct session_plan *plan)
 {
 	unsigned code = session_say_note(s, plan);
 
 	s->state = SESSION_COMMAND;
-	session_part(s, plan);
+	s->due = 0;
+	if (code == 421)
+		session_part(s, plan);
+	else
+		session_leave(s, plan);
 	stats_add(&env->stats->messages_refused, 1);
 	session_end_message(s, plan, s->message.stage, s->message.class, code);
 	if (code != 421)
@@ -125,6 +135,19 @@ static bool is_white(char octet)
 	return octet == ' ' || octet == '\t';
 }
 
+/* The dot that stuffs the first line is no part of it. */
+static void note_begin(struct session *s, const char *data, size_t len)
+{
+	size_t second = s->body.octets == 0 ? 1 : 0;
+
+	if (s->body.octets == 0) {
+		s->white = is_white(data[0]);
+		s->dotted = data[0] == '.';
+	}
+	if (s->dotted && s->body.octets < 2 && len > second)
+		s->white = is_white(data[second]);
+}
+
 /* What is wrong with the body as far as it has come; NULL: nothing. */
 static const char *body_refusal(const struct session *s)
 {
@@ -133,20 +156,96 @@ static const char *body_refusal(const struct session *s)
 	if (s->white && s->trace_len > 0)
 		return SESSION_TEXT_WHITE;
 
-	if (s->body.flaws != 0)
+	if (s->body.flaws != 0 && !s->counting)
 		return "550 5.6.11 Bare CR, bare LF or NUL in the message\r\n";
 	if (limit > 0 && s->body.octets > limit + SESSION_DATA_END_LEN)
 		return "552 5.3.4 Message larger than allowed\r\n";
 	return NULL;
 }
 
+/* ---- bare_newline = bdat ---- */
+
+bool session_counts_on(const struct session *s)
+{
+	unsigned most = s->pipelining ? SESSION_CHUNKS_MAX : 1;
+
+	return !s->counting || s->swallow || s->due < most;
+}
+
+/*
+ * The body's octets, n of them, as one chunk, in which nothing can end it.
+ * The field that goes in front has one of its own or the first; so an owed CR
+ * (smtp_reframe()) never stands between the field and its count.
+ */
+static void count_body(struct session *s, struct session_plan *plan,
+		       const char *data, size_t n)
+{
+	const struct smtp_undot before = s->undot;
+	const struct smtp_reframed out = smtp_reframe(&s->undot, data, n);
+	uint64_t octets = out.octets + (s->trace_due ? s->trace_len : 0);
+	struct session_act *act;
+	int len;
+
+	assert(out.taken == n);
+	assert(out.ended == s->body.ended);
+	assert(!(out.owes_cr && s->trace_due));
+	if (octets == 0 && !out.ended)
+		return;
+	len = snprintf(plan->scratch, sizeof(plan->scratch),
+		       "BDAT %" PRIu64 "%s\r\n%s", octets,
+		       out.ended ? " LAST" : "", out.owes_cr ? "\r" : "");
+	act = session_add(plan, SESSION_DO_COMMAND);
+	act->stage = out.ended ? BUSY_STAGE_EOD : BUSY_STAGE_DATA;
+	act->text = plan->scratch;
+	act->len = (size_t)len;
+	s->due++;
+	session_trace(s, plan);
+	if (out.octets == (out.owes_cr ? 1 : 0))
+		return;
+	act = session_add(plan, SESSION_DO_BODY);
+	act->stage = BUSY_STAGE_IDLE; /* BDAT asked for the reply */
+	act->len = n;
+	act->undot = true;
+	act->undot_state = before;
+}
+
+void session_counted_replied(struct session *s, const struct session_env *env,
+			     const struct session_event *ev,
+			     struct session_plan *plan)
+{
+	if (ev->code / 100 == 2) {
+		if (s->state == SESSION_BODY && s->deadline_ms == INT64_MAX)
+			session_await_body(s, env);
+		return;
+	}
+	if (s->state == SESSION_BODY) {
+		session_stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
+		session_note_reply(s, ev);
+		if (s->deadline_ms == INT64_MAX)
+			session_await_body(s, env);
+	} else if (!s->chunk_failed) {
+		/* The end was sent: its reply is what ends it. */
+		s->chunk_failed = true;
+		s->message.stage = BUSY_STAGE_EOD;
+		s->message.class = ev->class;
+		session_note_reply(s, ev);
+	}
+}
+
+/* ---- bodies ---- */
+
 /* The event's first n octets, to the backend or into memory. */
-static void pass_body(struct session *s, struct session_plan *plan, size_t n)
+static void pass_body(struct session *s, struct session_plan *plan,
+		      const char *data, size_t n)
 {
 	struct session_act *act;
 
 	if (s->holding) {
 		session_add(plan, SESSION_DO_HOLD)->len = n;
+		return;
+	}
+	if (s->counting) {
+		count_body(s, plan, data, n);
 		return;
 	}
 	session_trace(s, plan);
@@ -165,8 +264,9 @@ void session_body_octets(struct session *s, const struct session_env *env,
 
 	if (ev->len == 0)
 		return;
-	if (s->body.octets == 0)
-		s->white = is_white(ev->data[0]);
+	if (!session_counts_on(s))
+		return;
+	note_begin(s, ev->data, ev->len);
 	n = smtp_body_scan(&s->body, ev->data, ev->len);
 	if (!s->swallow)
 		refusal = body_refusal(s);
@@ -184,17 +284,21 @@ void session_body_octets(struct session *s, const struct session_env *env,
 		session_refuse_body(s, plan, BUSY_OK, refusal);
 	}
 	if (!s->swallow)
-		pass_body(s, plan, n);
+		pass_body(s, plan, ev->data, n);
 	if (!s->body.ended) {
-		session_await_body(s, env);
+		if (session_counts_on(s))
+			session_await_body(s, env);
+		else
+			s->deadline_ms = INT64_MAX; /* the backend's turn */
 	} else if (s->swallow) {
-		end_swallowed(s, env, plan);
+		session_end_noted(s, env, plan);
 	} else if (s->holding) {
 		session_hold_whole(s, env, plan);
 	} else {
 		s->message.end_ms = env->now_ms;
 		s->state = SESSION_FINAL;
-		s->due = 1;
+		if (!s->counting)
+			s->due = 1;
 		s->deadline_ms = INT64_MAX;
 	}
 }
@@ -210,7 +314,7 @@ static void chunk_swallowed(struct session *s, const struct session_env *env,
 
 	if (s->transaction != SESSION_NO_MAIL &&
 	    (s->chunk_last || memcmp(s->line, "421", 3) == 0)) {
-		end_swallowed(s, env, plan);
+		session_end_noted(s, env, plan);
 		return;
 	}
 	code = session_say_note(s, plan);

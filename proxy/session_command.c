@@ -51,29 +51,43 @@ static void forward(const struct saying *c, enum busy_stage stage)
 	c->s->deadline_ms = INT64_MAX;
 }
 
-/* RSET, EHLO, QUIT: what was begun is forgotten. */
-static void forget(const struct saying *c)
+/*
+ * RSET, EHLO: what was begun is forgotten.  False: a pinned backend has to
+ * forget it first.
+ */
+static bool forget(const struct saying *c)
 {
-	if (c->s->transaction != SESSION_NO_MAIL)
-		session_abandon(c->s, c->plan);
+	struct session *s = c->s;
+
+	if (s->transaction == SESSION_NO_MAIL)
+		return true;
+	if (!s->authed || !s->bound) {
+		session_abandon(s, c->plan);
+		return true;
+	}
+	session_log_abandoned(s, c->plan);
+	session_clear(s, c->plan);
+	return false;
 }
 
 /* ---- commands that weir answers itself ---- */
 
-static void helo(const struct saying *c)
+static bool helo(const struct saying *c)
 {
 	struct session *s = c->s;
 	struct session_plan *plan = c->plan;
-	struct smtp_ehlo offer = { 0 };
+	struct smtp_ehlo offer;
 	struct session_act *act;
 	size_t n;
 
-	forget(c);
+	if (!forget(c))
+		return false;
 	session_note_pace(s, c->env);
 	s->helo_len = (uint16_t)c->cmd->arg_len;
 	memcpy(s->helo, c->cmd->arg, c->cmd->arg_len);
 	s->esmtp = c->cmd->verb == SMTP_VERB_EHLO;
 	s->offered = 0;
+	s->offered_auth = 0;
 	if (s->esmtp) {
 		/* No SIZE unless each backend takes the parameter. */
 		s->offered = c->env->offer_ext & SMTP_EXT_RELAYED;
@@ -82,8 +96,7 @@ static void helo(const struct saying *c)
 			s->offered &= ~(unsigned)SMTP_EXT_CHUNKING;
 		if (!(s->offered & SMTP_EXT_CHUNKING))
 			s->offered &= ~(unsigned)SMTP_EXT_BINARYMIME;
-		offer.ext = s->offered;
-		offer.size = session_size_limit(s, c->env);
+		session_offer(s, c->env, &offer);
 		n = smtp_ehlo_write(plan->scratch, sizeof(plan->scratch),
 				    c->env->config->weir.hostname, &offer);
 	} else {
@@ -94,11 +107,21 @@ static void helo(const struct saying *c)
 	act = session_add(plan, SESSION_DO_SAY);
 	act->text = plan->scratch;
 	act->len = n;
+	return true;
+}
+
+static bool rset(const struct saying *c)
+{
+	if (!forget(c))
+		return false;
+	session_say(c->plan, "250 2.0.0 Ok\r\n");
+	return true;
 }
 
 static void quit(const struct saying *c)
 {
-	forget(c);
+	if (c->s->transaction != SESSION_NO_MAIL)
+		session_abandon(c->s, c->plan);
 	session_say(c->plan, "221 2.0.0 Bye\r\n");
 	session_finish(c->s, c->plan, STATS_CLOSE_QUIT);
 }
@@ -111,6 +134,8 @@ static const char *mail_refusal(const struct saying *c)
 	const struct smtp_command *cmd = c->cmd;
 	const struct session *s = c->s;
 
+	if (session_needs_tls(s))
+		return SESSION_TEXT_NEEDS_TLS;
 	if (s->helo_len == 0)
 		return "503 5.5.1 Say EHLO or HELO first\r\n";
 	if (s->transaction == SESSION_MAIL_OPEN)
@@ -148,6 +173,11 @@ static bool mail(const struct saying *c)
 		session_abandon(s, c->plan);
 		return false;
 	}
+	if (session_is_orphaned(s)) {
+		session_say(c->plan, SESSION_TEXT_ORPHANED);
+		session_finish(s, c->plan, STATS_CLOSE_BACKEND_LOST);
+		return true;
+	}
 	if (limits->max_messages > 0 && s->messages >= limits->max_messages) {
 		session_say(c->plan, "421 4.7.0 Too many messages in one "
 				     "session\r\n");
@@ -168,7 +198,8 @@ static bool mail(const struct saying *c)
 	memcpy(s->mail + c->len, "\r\n", 2);
 	s->mail_len = (uint32_t)c->len + 2;
 	/* A reload must not change it in the middle of an envelope. */
-	s->holds = s->listener->slot == CONFIG_SLOT_BODY;
+	s->holds = s->listener->slot == CONFIG_SLOT_BODY && !s->authed;
+	s->counts = s->listener->bare_newline == CONFIG_BARE_BDAT;
 	s->message = (struct session_message){ .mail_ms = c->env->now_ms };
 	s->body_type = c->cmd->body;
 	s->size_said = c->cmd->ext & SMTP_EXT_SIZE ? c->cmd->size : 0;
@@ -178,7 +209,15 @@ static bool mail(const struct saying *c)
 	/* What was offered may still be used further on. */
 	s->need = c->cmd->ext |
 		  (s->offered & (SMTP_EXT_CHUNKING | SMTP_EXT_DSN));
-	session_seek(s, c->env, c->plan, true);
+	if (s->counts)
+		s->need |= SMTP_EXT_CHUNKING;
+	s->need_auth = 0;
+	if (s->authed) {
+		s->message.tries = 1;
+		session_say_mail(s, c->env, c->plan);
+	} else {
+		session_seek(s, c->env, c->plan, true);
+	}
 	return true;
 }
 
@@ -188,6 +227,8 @@ static const char *rcpt_refusal(const struct saying *c)
 {
 	const struct session *s = c->s;
 
+	if (session_needs_tls(s))
+		return SESSION_TEXT_NEEDS_TLS;
 	if (s->transaction == SESSION_NO_MAIL)
 		return "503 5.5.1 Say MAIL first\r\n";
 	if (c->cmd->syntax != SMTP_SYNTAX_OK)
@@ -258,6 +299,8 @@ static const char *data_refusal(const struct saying *c)
 {
 	const struct session *s = c->s;
 
+	if (session_needs_tls(s))
+		return SESSION_TEXT_NEEDS_TLS;
 	if (s->transaction == SESSION_NO_MAIL)
 		return "503 5.5.1 Say MAIL first\r\n";
 	if (c->cmd->syntax != SMTP_SYNTAX_OK)
@@ -292,7 +335,7 @@ static bool data(const struct saying *c)
 			session_out_of_step(s, c->plan);
 		return true;
 	}
-	if (s->holds) {
+	if (s->holds || s->counts) {
 		s->state = SESSION_DATA;
 		s->premature = c->more;
 		s->own_data = true;
@@ -314,6 +357,8 @@ static const char *bdat_refusal(const struct saying *c)
 	const struct session *s = c->s;
 	uint64_t limit = s->listener->size;
 
+	if (session_needs_tls(s))
+		return SESSION_TEXT_NEEDS_TLS;
 	if (c->cmd->syntax != SMTP_SYNTAX_OK)
 		return smtp_syntax_reply(c->cmd->syntax);
 	if (!(s->offered & SMTP_EXT_CHUNKING))
@@ -428,12 +473,10 @@ static bool bdat(const struct saying *c)
 static const char *fixed_refusal(enum smtp_verb verb)
 {
 	switch (verb) {
-	case SMTP_VERB_STARTTLS:
-	case SMTP_VERB_AUTH:
 	case SMTP_VERB_EXPN:
 	case SMTP_VERB_ETRN:
 	case SMTP_VERB_TURN:
-		return "502 5.5.1 Command not implemented\r\n";
+		return SESSION_TEXT_NOT_IMPLEMENTED;
 	case SMTP_VERB_XCLIENT:
 	case SMTP_VERB_XFORWARD:
 		return "550 5.7.1 Not from you\r\n";
@@ -449,6 +492,8 @@ static const char *fixed_refusal(enum smtp_verb verb)
 	case SMTP_VERB_VRFY:
 	case SMTP_VERB_HELP:
 	case SMTP_VERB_QUIT:
+	case SMTP_VERB_STARTTLS:
+	case SMTP_VERB_AUTH:
 	case SMTP_VERB_PROXY:
 	case SMTP_VERB_FOREIGN:
 		break;
@@ -456,21 +501,41 @@ static const char *fixed_refusal(enum smtp_verb verb)
 	return NULL;
 }
 
-static void own_command(const struct saying *c)
+/* What is wrong with a command that weir answers itself; NULL: nothing. */
+static const char *own_refusal(const struct saying *c)
 {
-	const char *refusal = fixed_refusal(c->cmd->verb);
+	enum smtp_verb verb = c->cmd->verb;
+	const char *refusal = fixed_refusal(verb);
 
-	if (refusal == NULL && c->cmd->syntax != SMTP_SYNTAX_OK)
-		refusal = smtp_syntax_reply(c->cmd->syntax);
+	if (session_needs_tls(c->s) &&
+	    (verb == SMTP_VERB_AUTH || verb == SMTP_VERB_VRFY))
+		return SESSION_TEXT_NEEDS_TLS;
+	if (refusal != NULL)
+		return refusal;
+	if (verb == SMTP_VERB_STARTTLS)
+		return session_starttls_refusal(c->s, c->cmd);
+	if (verb == SMTP_VERB_AUTH)
+		return session_auth_refusal(c->s, c->cmd);
+	return smtp_syntax_reply(c->cmd->syntax);
+}
+
+/* Returns whether it is done: a pinned backend may have to answer first. */
+static bool own_command(const struct saying *c)
+{
+	const char *refusal = own_refusal(c);
+
 	if (refusal != NULL) {
 		error(c, refusal);
-		return;
+		return true;
 	}
-	if (c->cmd->verb == SMTP_VERB_EHLO || c->cmd->verb == SMTP_VERB_HELO) {
-		helo(c);
-	} else if (c->cmd->verb == SMTP_VERB_RSET) {
-		forget(c);
-		session_say(c->plan, "250 2.0.0 Ok\r\n");
+	if (c->cmd->verb == SMTP_VERB_EHLO || c->cmd->verb == SMTP_VERB_HELO)
+		return helo(c);
+	if (c->cmd->verb == SMTP_VERB_RSET)
+		return rset(c);
+	if (c->cmd->verb == SMTP_VERB_STARTTLS) {
+		session_starttls(c->s, c->env, c->plan);
+	} else if (c->cmd->verb == SMTP_VERB_AUTH) {
+		session_auth(c->s, c->env, c->cmd, c->text, c->len, c->plan);
 	} else if (c->cmd->verb == SMTP_VERB_NOOP) {
 		session_say(c->plan, "250 2.0.0 Ok\r\n");
 	} else if (c->cmd->verb == SMTP_VERB_VRFY) {
@@ -483,6 +548,7 @@ static void own_command(const struct saying *c)
 	} else {
 		error(c, "500 5.5.1 Command unknown\r\n");
 	}
+	return true;
 }
 
 bool session_command(struct session *s, const struct session_env *env,
@@ -510,7 +576,7 @@ bool session_command(struct session *s, const struct session_env *env,
 	} else if (cmd.verb == SMTP_VERB_MAIL) {
 		done = mail(&c);
 	} else {
-		own_command(&c);
+		done = own_command(&c);
 	}
 	if (done) {
 		stats_add(&env->stats->commands, 1);
@@ -541,7 +607,7 @@ static bool data_ahead(const struct saying *c)
 	struct session *s = c->s;
 
 	if (s->ahead_rcpts == 0 || s->body_type == SMTP_BODY_BINARYMIME ||
-	    s->holds)
+	    s->holds || s->counts)
 		return false;
 	forward(c, BUSY_STAGE_DATA);
 	s->ahead_data = true;

@@ -95,7 +95,7 @@ void session_own_data(struct session *s, const struct session_env *env,
 	assert(s->state == SESSION_DATA);
 	assert(s->own_data);
 	assert(s->due == 0);
-	if (s->message.rcpts_ok == 0 || s->unheld) {
+	if (s->message.rcpts_ok == 0 || (s->holds && s->unheld)) {
 		/* Its answer is the backend's. */
 		s->own_data = false;
 		say_data(s, plan);
@@ -108,10 +108,18 @@ void session_own_data(struct session *s, const struct session_env *env,
 	s->own_data = false;
 	session_say(plan, TEXT_GO_ON);
 	s->state = SESSION_BODY;
-	s->holding = true;
-	s->message.held = true;
 	s->message.data_ms = env->now_ms;
 	smtp_body_begin(&s->body);
+	if (s->counts) {
+		s->counting = true;
+		s->message.chunked = true;
+		s->message.counted = true;
+		smtp_undot_begin(&s->undot);
+		session_await_body(s, env);
+		return;
+	}
+	s->holding = true;
+	s->message.held = true;
 	session_await_body(s, env);
 	if (s->listener->body_wait_ms == 0)
 		session_park(s, env, plan);

@@ -5,8 +5,8 @@
 
 /*
  * What session.c (greeting, lines, time, ends), session_command.c,
- * session_body.c, session_hold.c and session_reply.c share; nobody else
- * includes it.
+ * session_auth.c, session_body.c, session_hold.c and session_reply.c share;
+ * nobody else includes it.
  */
 
 #define SESSION_TEXT_DRAIN  "421 4.3.2 Service shutting down\r\n"
@@ -14,7 +14,11 @@
 #define SESSION_TEXT_WHITE  "550 5.6.0 The message begins with white space\r\n"
 #define SESSION_TEXT_LOST                                                      \
 	"451 4.3.0 The mail server was lost, please try again\r\n"
-#define SESSION_TEXT_CHUNK_FAILED "503 5.5.1 A chunk before this one failed\r\n"
+#define SESSION_TEXT_ORPHANED "421 4.4.2 The mail server was lost\r\n"
+#define SESSION_TEXT_NEEDS_TLS                                                 \
+	"530 5.7.0 Must issue a STARTTLS command first\r\n"
+#define SESSION_TEXT_NOT_IMPLEMENTED "502 5.5.1 Command not implemented\r\n"
+#define SESSION_TEXT_CHUNK_FAILED    "503 5.5.1 A chunk before this one failed\r\n"
 
 /* ".\r\n", which no SIZE counts (RFC 1870, section 3). */
 enum { SESSION_DATA_END_LEN = 3 };
@@ -29,6 +33,9 @@ void session_say(struct session_plan *plan, const char *text);
 /* An error reply of our own: counted, and perhaps the last one. */
 void session_error(struct session *s, const struct session_env *env,
 		   struct session_plan *plan, const char *text);
+
+/* After an error of the client's: nothing is read for a while. */
+void session_rest(struct session *s, const struct session_env *env);
 
 /*
  * MAIL was refused: what its client has pipelined behind it (RFC 2920, section
@@ -53,6 +60,13 @@ void session_out_of_step(struct session *s, struct session_plan *plan);
 void session_turn(struct session *s, const struct session_env *env,
 		  struct session_plan *plan);
 
+/* It runs for a line, whatever the state. */
+void session_await_command(struct session *s, const struct session_env *env);
+
+/* at_ms, but no later than the session may last. */
+void session_set_deadline(struct session *s, const struct session_env *env,
+			  int64_t at_ms);
+
 /* Back to commands: the client's turn. */
 void session_next(struct session *s, const struct session_env *env,
 		  struct session_plan *plan);
@@ -76,10 +90,11 @@ void session_end_message(struct session *s, struct session_plan *plan,
 			 unsigned code);
 
 /*
- * The transaction ends without a reply of its own: leave the backend, and log
- * what broke it before, if anything did.
+ * The transaction ends without a reply of its own: part from the backend, and
+ * log what broke it before, if anything did.  _log_abandoned: only the latter.
  */
 void session_abandon(struct session *s, struct session_plan *plan);
+void session_log_abandoned(struct session *s, struct session_plan *plan);
 
 /* Close in good order. */
 void session_finish(struct session *s, struct session_plan *plan,
@@ -92,12 +107,22 @@ void session_finish(struct session *s, struct session_plan *plan,
 void session_seek(struct session *s, const struct session_env *env,
 		  struct session_plan *plan, bool afresh);
 
+/*
+ * The reply that the client awaits says that this backend has no room for it,
+ * and another one may be asked, or none is left.  False: it is to be relayed.
+ */
+bool session_replace(struct session *s, const struct session_env *env,
+		     const struct session_event *ev, struct session_plan *plan);
+
 /* Another backend, unseen by the client; or 451, if there may be none. */
 void session_try_another(struct session *s, const struct session_env *env,
 			 struct session_plan *plan, enum busy_stage stage,
 			 enum busy_class class);
 
-/* There is no backend for this message: 451, and back to commands. */
+/*
+ * There is no backend for this message, or for AUTH: 451 or 454, and back to
+ * commands.
+ */
 void session_no_backend(struct session *s, const struct session_env *env,
 			struct session_plan *plan, enum busy_stage stage,
 			enum busy_class class);
@@ -121,6 +146,9 @@ void session_lost(struct session *s, const struct session_env *env,
 void session_data_refused(struct session *s, const struct session_env *env,
 			  const struct session_event *ev,
 			  struct session_plan *plan);
+
+/* Is it a 421 about the client?  Then it is passed, and obeyed. */
+bool session_is_obeyed(const struct session_event *ev);
 
 /* What the client reads for the backend's code: we live on. */
 unsigned session_code_for_client(const struct session_event *ev);
@@ -150,6 +178,10 @@ unsigned session_say_note(struct session *s, struct session_plan *plan);
 void session_refuse_body(struct session *s, struct session_plan *plan,
 			 enum busy_class class, const char *text);
 
+/* What was noted is the message's end, and the client reads it. */
+void session_end_noted(struct session *s, const struct session_env *env,
+		       struct session_plan *plan);
+
 /* A chunk's octets are all gone by. */
 void session_chunk_done(struct session *s, const struct session_env *env,
 			struct session_plan *plan);
@@ -161,9 +193,86 @@ uint64_t session_size_limit(const struct session *s,
 /* If this backend is still to get the trace field, it gets it now. */
 void session_trace(struct session *s, struct session_plan *plan);
 
+/* ---- TLS and AUTH ---- */
+
+/* tls = required, and it is not active yet. */
+bool session_needs_tls(const struct session *s);
+
+/* tls = implicit, and the client understands nothing before it is active. */
+bool session_is_deaf(const struct session *s);
+
+/* Fill in what EHLO's reply offers: s->offered and what the listener adds. */
+void session_offer(struct session *s, const struct session_env *env,
+		   struct smtp_ehlo *offer);
+
+/* The reply that refuses it here and now; NULL: none. */
+const char *session_starttls_refusal(const struct session *s,
+				     const struct smtp_command *cmd);
+const char *session_auth_refusal(const struct session *s,
+				 const struct smtp_command *cmd);
+
+/* Not refused: begin.  text: AUTH's line, without CRLF. */
+void session_starttls(struct session *s, const struct session_env *env,
+		      struct session_plan *plan);
+void session_auth(struct session *s, const struct session_env *env,
+		  const struct smtp_command *cmd, const char *text, size_t len,
+		  struct session_plan *plan);
+
+/* SECURED */
+void session_secure(struct session *s, const struct session_env *env,
+		    struct session_plan *plan);
+
+/* AUTH has a backend, a reply, has lost its backend, cannot have one. */
+void session_auth_bound(struct session *s, struct session_plan *plan);
+void session_auth_replied(struct session *s, const struct session_env *env,
+			  const struct session_event *ev,
+			  struct session_plan *plan);
+void session_auth_lost(struct session *s, const struct session_env *env,
+		       struct session_plan *plan, enum busy_class class);
+void session_auth_failed(struct session *s, const struct session_env *env,
+			 struct session_plan *plan);
+
+/*
+ * The client's line in state AUTH, CRLF behind it; or what came instead of
+ * one, and text says why that is the dialogue's end.
+ */
+void session_auth_line(struct session *s, const struct session_env *env,
+		       const char *text, size_t len, struct session_plan *plan);
+void session_auth_broken(struct session *s, const struct session_env *env,
+			 struct session_plan *plan, const char *text);
+
+/* The dialogue is over: nothing of it stays in memory. */
+void session_forget_auth(struct session *s);
+
+/* Pinned, its backend is lost, and nothing has to be said of that first. */
+bool session_is_orphaned(const struct session *s);
+
+/*
+ * The backend of a pinned session may have an open transaction: RSET.  Its
+ * reply is nobody's but ours.
+ */
+void session_clear(struct session *s, struct session_plan *plan);
+
+/* The transaction is over: clear it, or part from a backend not pinned. */
+void session_leave(struct session *s, struct session_plan *plan);
+
+/* Send MAIL to the bound backend. */
+void session_say_mail(struct session *s, const struct session_env *env,
+		      struct session_plan *plan);
+
+/* ---- bare_newline = bdat ---- */
+
+/* The reply to a chunk that was counted here. */
+void session_counted_replied(struct session *s, const struct session_env *env,
+			     const struct session_event *ev,
+			     struct session_plan *plan);
+
+/* May another chunk of it be sent before a reply comes? */
+bool session_counts_on(const struct session *s);
+
 /* ---- slot = body ---- */
 
-/* DATA came, and no reply is due any more: answer it. */
+/* DATA came, and no reply is due any more: answer it.  Counted, as well. */
 void session_own_data(struct session *s, const struct session_env *env,
 		      struct session_plan *plan);
 

@@ -12,8 +12,7 @@
 
 /* ---- backends come and go ---- */
 
-/* Is this 421 about the client?  Then it is passed, and obeyed. */
-static bool is_obeyed(const struct session_event *ev)
+bool session_is_obeyed(const struct session_event *ev)
 {
 	return ev->code == 421 &&
 	       (ev->class == BUSY_SESSION || ev->class == BUSY_POLICY);
@@ -22,7 +21,7 @@ static bool is_obeyed(const struct session_event *ev)
 /* What the client reads for the backend's code: we live on. */
 unsigned session_code_for_client(const struct session_event *ev)
 {
-	return ev->code == 421 && !is_obeyed(ev) ? 451 : ev->code;
+	return ev->code == 421 && !session_is_obeyed(ev) ? 451 : ev->code;
 }
 
 unsigned session_code_of(const char *reply)
@@ -48,6 +47,10 @@ void session_no_backend(struct session *s, const struct session_env *env,
 		stats_add(&env->stats->unavailable, 1);
 	if (s->state == SESSION_HANDOVER) {
 		session_handover_failed(s, env, plan, stage, class, text);
+		return;
+	}
+	if (s->binding_auth) {
+		session_auth_failed(s, env, plan);
 		return;
 	}
 	session_say(plan, text);
@@ -150,11 +153,26 @@ static void try_after_refusal(struct session *s, const struct session_env *env,
 		session_no_backend(s, env, plan, ev->stage, ev->class);
 }
 
+void session_say_mail(struct session *s, const struct session_env *env,
+		      struct session_plan *plan)
+{
+	struct session_act *act = session_add(plan, SESSION_DO_COMMAND);
+
+	act->stage = BUSY_STAGE_MAIL;
+	act->text = s->mail;
+	act->len = s->mail_len;
+	s->state = SESSION_MAIL;
+	s->deadline_ms = INT64_MAX;
+	s->due = 1;
+	s->trace_due = s->trace_len > 0;
+	if (s->message.bound_ms == 0)
+		s->transactions++;
+	s->message.bound_ms = env->now_ms;
+}
+
 void session_bound(struct session *s, const struct session_env *env,
 		   const struct session_event *ev, struct session_plan *plan)
 {
-	struct session_act *act;
-
 	if (!session_is_binding(s))
 		return;
 	s->bound = true;
@@ -163,7 +181,7 @@ void session_bound(struct session *s, const struct session_env *env,
 	s->ext = ev->ext;
 	s->trace_len = ev->trace_len;
 	s->trace_due = ev->trace_len > 0;
-	if (s->need & ~s->ext) {
+	if ((s->need & ~s->ext) || (s->need_auth & ~ev->auth)) {
 		/* It offers less than its probes said. */
 		session_add(plan, SESSION_DO_QUIT);
 		s->bound = false;
@@ -176,16 +194,10 @@ void session_bound(struct session *s, const struct session_env *env,
 		session_replay(s, env, plan);
 		return;
 	}
-	s->state = SESSION_MAIL;
-	s->deadline_ms = INT64_MAX;
-	s->due = 1;
-	if (s->message.bound_ms == 0)
-		s->transactions++;
-	s->message.bound_ms = env->now_ms;
-	act = session_add(plan, SESSION_DO_COMMAND);
-	act->stage = BUSY_STAGE_MAIL;
-	act->text = s->mail;
-	act->len = s->mail_len;
+	if (s->binding_auth)
+		session_auth_bound(s, plan);
+	else
+		session_say_mail(s, env, plan);
 }
 
 /* A reply that is given to the client though no connection is left of it. */
@@ -201,7 +213,7 @@ static void pass_text(struct session *s, const struct session_env *env,
 	act->len = (size_t)n;
 	session_spare_envelope(s, env);
 	session_end_message(s, plan, ev->stage, ev->class, code);
-	if (is_obeyed(ev)) {
+	if (session_is_obeyed(ev)) {
 		s->state = SESSION_COMMAND;
 		session_finish(s, plan, STATS_CLOSE_BACKEND_421);
 	} else {
@@ -219,7 +231,7 @@ void session_unbound(struct session *s, const struct session_env *env,
 	if (ev->more)
 		try_after_refusal(s, env, ev, plan);
 	else if (ev->len > 0 && ev->code >= 400 && !hide &&
-		 s->state == SESSION_BINDING)
+		 s->state == SESSION_BINDING && !s->binding_auth)
 		pass_text(s, env, ev, plan);
 	else
 		session_no_backend(s, env, plan, ev->stage, ev->class);
@@ -271,6 +283,48 @@ static void lose_final(struct session *s, const struct session_env *env,
 	session_next(s, env, plan);
 }
 
+/* In the middle of a body: the client reads at its end that it is lost. */
+static void refuse_rest(struct session *s, const struct session_env *env,
+			struct session_plan *plan, enum busy_class class)
+{
+	session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
+	if (s->deadline_ms == INT64_MAX) /* it was the backend's turn */
+		session_await_body(s, env);
+}
+
+/* Between commands, or in the middle of some. */
+static void lose_command(struct session *s, const struct session_env *env,
+			 enum busy_stage stage, enum busy_class class,
+			 struct session_plan *plan)
+{
+	if (s->clearing) {
+		s->clearing = false;
+		s->due = 0;
+	}
+	answer_due(s, plan, SESSION_TEXT_LOST);
+	if (s->transaction != SESSION_NO_MAIL)
+		break_transaction(s, stage, class, 451);
+	session_next(s, env, plan);
+}
+
+/* While MAIL's reply is due. */
+static void lose_mail(struct session *s, const struct session_env *env,
+		      enum busy_class class, struct session_plan *plan)
+{
+	s->due = 0;
+	session_forget_ahead(s);
+	if (s->authed) { /* nobody else will do: 421 answers it */
+		session_end_message(s, plan, BUSY_STAGE_MAIL, class, 421);
+		session_next(s, env, plan);
+		return;
+	}
+	if (s->reused) { /* it may just have come to its end */
+		s->tries--;
+		s->message.tries--;
+	}
+	session_try_another(s, env, plan, BUSY_STAGE_MAIL, class);
+}
+
 /* There is no connection to a backend any more. */
 static void lose(struct session *s, const struct session_env *env,
 		 enum busy_stage stage, enum busy_class class,
@@ -279,18 +333,13 @@ static void lose(struct session *s, const struct session_env *env,
 	s->bound = false;
 	switch (s->state) {
 	case SESSION_MAIL:
-		s->due = 0;
-		session_forget_ahead(s);
-		if (s->reused) { /* it may just have come to its end */
-			s->tries--;
-			s->message.tries--;
-		}
-		session_try_another(s, env, plan, BUSY_STAGE_MAIL, class);
+		lose_mail(s, env, class, plan);
+		return;
+	case SESSION_AUTH:
+		session_auth_lost(s, env, plan, class);
 		return;
 	case SESSION_COMMAND:
-		answer_due(s, plan, SESSION_TEXT_LOST);
-		break_transaction(s, stage, class, 451);
-		session_next(s, env, plan);
+		lose_command(s, env, stage, class, plan);
 		return;
 	case SESSION_DATA:
 		if (s->own_data)
@@ -306,7 +355,7 @@ static void lose(struct session *s, const struct session_env *env,
 		if (s->holding) /* it had no more than the envelope */
 			session_set_body_deadline(s, env);
 		else
-			session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
+			refuse_rest(s, env, plan, class);
 		return;
 	case SESSION_CHUNK:
 		if (s->swallow) {
@@ -323,9 +372,15 @@ static void lose(struct session *s, const struct session_env *env,
 		session_handover_lost(s, env, plan, stage, class);
 		return;
 	case SESSION_FINAL:
-		lose_final(s, env, class, plan);
+		if (s->counting)
+			s->due = 1; /* the chunks' replies are nobody's */
+		if (s->counting && s->chunk_failed)
+			session_end_noted(s, env, plan);
+		else
+			lose_final(s, env, class, plan);
 		return;
 	case SESSION_GREETING:
+	case SESSION_HANDSHAKE:
 	case SESSION_BINDING:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
@@ -366,7 +421,7 @@ static bool relay_or_close(struct session *s, const struct session_event *ev,
 	unsigned code = session_code_for_client(ev);
 
 	relay(plan, code == ev->code ? 0 : code);
-	if (!is_obeyed(ev))
+	if (!session_is_obeyed(ev))
 		return false;
 	session_part(s, plan);
 	session_end_message(s, plan, ev->stage, ev->class, code);
@@ -385,11 +440,16 @@ static void let_go(struct session *s, const struct session_event *ev,
 {
 	bool open = s->message.chunked && ev->code / 100 != 2;
 	bool keep = ev->code != 421 && !busy_actions(ev->class)->retire &&
-		    !open;
+		    !open && !s->authed;
 
 	if (s->ahead > 0) {
 		session_part(s, plan); /* it has more to answer */
 		return;
+	}
+	if (s->authed && ev->code != 421) {
+		if (open)
+			session_clear(s, plan);
+		return; /* pinned */
 	}
 	session_add(plan, keep ? SESSION_DO_KEEP : SESSION_DO_QUIT);
 	s->bound = false;
@@ -414,22 +474,14 @@ static void catch_up(struct session *s, const struct session_env *env,
 	session_forget_ahead(s);
 }
 
-static void mail_replied(struct session *s, const struct session_env *env,
-			 const struct session_event *ev,
-			 struct session_plan *plan)
+bool session_replace(struct session *s, const struct session_env *env,
+		     const struct session_event *ev, struct session_plan *plan)
 {
 	const struct busy_actions *actions = busy_actions(ev->class);
-	bool hide = busy_within(actions->hide, BUSY_STAGE_MAIL);
-	bool retry = hide && busy_within(actions->retry, BUSY_STAGE_MAIL) &&
+	bool hide = busy_within(actions->hide, ev->stage);
+	bool retry = hide && busy_within(actions->retry, ev->stage) &&
 		     may_try_another(s, env);
 
-	if (ev->code / 100 == 2) {
-		relay(plan, 0);
-		s->transaction = SESSION_MAIL_OPEN;
-		stats_add(&env->stats->transactions, 1);
-		catch_up(s, env, plan);
-		return;
-	}
 	/* A connection that served before may have come to its end. */
 	if (s->reused && ev->class == BUSY_SESSION) {
 		session_part(s, plan);
@@ -438,16 +490,31 @@ static void mail_replied(struct session *s, const struct session_env *env,
 		if (s->binds < SESSION_BINDS_MAX)
 			bind(s, env, plan);
 		else
-			session_no_backend(s, env, plan, BUSY_STAGE_MAIL,
-					   ev->class);
-		return;
+			session_no_backend(s, env, plan, ev->stage, ev->class);
+		return true;
 	}
 	/* Busy is never for ever, whatever the code. */
 	if (retry || (hide && (actions->own_reply || ev->code >= 500))) {
 		session_part(s, plan);
-		session_try_another(s, env, plan, BUSY_STAGE_MAIL, ev->class);
+		session_try_another(s, env, plan, ev->stage, ev->class);
+		return true;
+	}
+	return false;
+}
+
+static void mail_replied(struct session *s, const struct session_env *env,
+			 const struct session_event *ev,
+			 struct session_plan *plan)
+{
+	if (ev->code / 100 == 2) {
+		relay(plan, 0);
+		s->transaction = SESSION_MAIL_OPEN;
+		stats_add(&env->stats->transactions, 1);
+		catch_up(s, env, plan);
 		return;
 	}
+	if (!s->authed && session_replace(s, env, ev, plan))
+		return;
 	if (relay_or_close(s, ev, plan))
 		return;
 	let_go(s, ev, plan);
@@ -543,7 +610,10 @@ void session_data_refused(struct session *s, const struct session_env *env,
 	if (relay_or_close(s, ev, plan))
 		return;
 	s->state = SESSION_COMMAND;
-	session_part(s, plan);
+	if (s->premature || ev->code == 421)
+		session_part(s, plan);
+	else
+		session_leave(s, plan);
 	session_end_message(s, plan, BUSY_STAGE_DATA, ev->class,
 			    session_code_for_client(ev));
 	if (s->premature)
@@ -585,13 +655,20 @@ static void final_replied(struct session *s, const struct session_env *env,
 
 	if (good && s->chunk_failed) {
 		/* It took a message of which it had refused a part. */
+		s->chunk_failed = false;
 		s->due++;
 		drop(s, env, ev, plan);
+		return;
+	}
+	if (s->counting && s->chunk_failed) {
+		session_end_noted(s, env, plan);
 		return;
 	}
 	if (good) {
 		s->messages++;
 		stats_add(&env->stats->messages, 1);
+		if (s->counting && s->message.flaws != 0)
+			stats_add(&env->stats->messages_counted, 1);
 		if (s->client_gone)
 			stats_add(&env->stats->messages_unread, 1);
 	} else if (session_retry_final(s, env, ev, plan)) {
@@ -643,11 +720,20 @@ static bool is_in_step(const struct session *s, const struct session_event *ev)
 		to_last = s->chunk_last ? BUSY_STAGE_EOD : BUSY_STAGE_DATA;
 		break;
 	case SESSION_COMMAND:
+		if (s->clearing)
+			return ev->stage == BUSY_STAGE_IDLE &&
+			       ev->code / 100 == 2;
 		last = false;
 		break;
-	case SESSION_GREETING:
-	case SESSION_BINDING:
+	case SESSION_AUTH:
+		return ev->stage == BUSY_STAGE_AUTH &&
+		       (ev->code == 235 || ev->code == 334 || ev->code >= 400);
 	case SESSION_BODY:
+		return s->counting && ev->stage == BUSY_STAGE_DATA &&
+		       ev->code / 100 != 3;
+	case SESSION_GREETING:
+	case SESSION_HANDSHAKE:
+	case SESSION_BINDING:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		return false;
@@ -660,6 +746,14 @@ static bool is_in_step(const struct session *s, const struct session_event *ev)
 		return ev->stage == to_last;
 	return ev->stage == BUSY_STAGE_RCPT ||
 	       (ev->stage == BUSY_STAGE_DATA && s->message.chunked);
+}
+
+/* A pinned backend is ready for the next message. */
+static void cleared(struct session *s, const struct session_env *env,
+		    struct session_plan *plan)
+{
+	s->clearing = false;
+	session_next(s, env, plan);
 }
 
 void session_replied(struct session *s, const struct session_env *env,
@@ -676,6 +770,14 @@ void session_replied(struct session *s, const struct session_env *env,
 	s->due--;
 	if (s->state == SESSION_MAIL)
 		mail_replied(s, env, ev, plan);
+	else if (s->state == SESSION_AUTH)
+		session_auth_replied(s, env, ev, plan);
+	else if (s->clearing)
+		cleared(s, env, plan);
+	else if (s->counting && !last)
+		session_counted_replied(s, env, ev, plan);
+	else if (s->counting && s->state == SESSION_BODY)
+		session_counted_replied(s, env, ev, plan);
 	else if (s->state == SESSION_HANDOVER)
 		session_handover_replied(s, env, ev, plan);
 	else if (s->state == SESSION_DATA && last && !s->own_data)

@@ -26,6 +26,12 @@
 	COUNTER(transactions, transactions, "MAIL that got a backend")         \
 	COUNTER(messages, messages, "2xx relayed for the end of data")         \
 	COUNTER(recipients, recipients, "2xx relayed for RCPT")                \
+	COUNTER(starttls, sessions, "STARTTLS of clients, begun")              \
+	COUNTER(logins, sessions, "235 relayed for AUTH")                      \
+	COUNTER(logins_failed, replies, "AUTH that a backend refused")         \
+	COUNTER(logins_limited, replies, "454 for the rate of failed logins")  \
+	COUNTER(messages_counted, messages,                                    \
+		"sent as counted chunks for their bare CR, LF, NUL")           \
 	COUNTER(messages_refused, messages, "4xx or 5xx for the end of data")  \
 	COUNTER(messages_smuggled, messages, "refused for a bare CR, LF, NUL") \
 	COUNTER(messages_aborted, messages, "client went in mid-body")         \
@@ -59,7 +65,7 @@ struct stats {
 	STATS_COUNTERS(STATS_FIELD)
 #undef STATS_FIELD
 	/* Connections ended, by reason; see stats_close_name(). */
-	_Atomic uint64_t closed[24];
+	_Atomic uint64_t closed[32];
 };
 
 struct stats_counter {
@@ -112,6 +118,9 @@ static inline void stats_add(_Atomic uint64_t *counter, uint64_t n)
 	CLOSE(UNAVAILABLE, unavailable, "refused: no backend for some time")   \
 	CLOSE(SATURATED, saturated, "refused: too many wait for a slot")       \
 	CLOSE(BACKEND_421, backend_421, "the backend's own 421 was relayed")   \
+	CLOSE(BACKEND_LOST, backend_lost,                                      \
+	      "lost the backend that the client had logged in to")             \
+	CLOSE(TLS, tls, "the TLS handshake failed, or the stream broke")       \
 	CLOSE(DRAIN, drain, "weir is shutting down")                           \
 	CLOSE(KILLED, killed,                                                  \
 	      "cut at the end of the drain, or by an operator")                \

@@ -350,6 +350,8 @@ static bool perform(struct worker *w, struct client *c,
 		case SESSION_DO_COMMAND:
 			command(w, c, act);
 			break;
+		case SESSION_DO_STARTTLS:
+			break;
 		case SESSION_DO_BODY:
 			body(w, c, act);
 			*moved = true;

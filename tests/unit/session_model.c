@@ -55,6 +55,10 @@ void model_open(const struct talk *t)
 		.count = k->recipient_rate,
 		.period_ms = 3600000
 	};
+	limits.rates[ADMISSION_RATE_LOGIN] = (struct admission_rate_limit){
+		.count = k->login_rate,
+		.period_ms = 3600000
+	};
 	memset(w, 0, offsetof(struct world, pieces));
 	memset(&w->first, 0, sizeof(*w) - offsetof(struct world, first));
 	memset(config, 0, sizeof(*config));
@@ -78,11 +82,15 @@ void model_open(const struct talk *t)
 	config->timeouts.stress_command_ms = 10000;
 	config->timeouts.data_ms = 180000;
 	config->timeouts.session_ms = k->session_ms;
+	config->timeouts.handshake_ms = 30000;
 	config->farm.tries = k->tries ? k->tries : 3;
 	config->farm.budget_ms = 20000;
 	w->listener.greeting_delay_ms = k->delay_ms;
 	w->listener.early_talkers = k->early;
 	w->listener.size = k->size;
+	w->listener.tls = k->tls;
+	w->listener.auth = k->auth;
+	w->listener.bare_newline = k->bare;
 	w->listener.slot = k->hold ? CONFIG_SLOT_BODY : CONFIG_SLOT_TRANSACTION;
 	w->listener.body_buffer = k->buffer ? k->buffer : 1000;
 	w->listener.body_wait_ms = k->body_wait_ms ? k->body_wait_ms : 1000;
@@ -96,6 +104,7 @@ void model_open(const struct talk *t)
 		.admission = w->admission,
 		.stats = &w->stats,
 		.offer_ext = k->offer ? k->offer : SMTP_EXT_RELAYED,
+		.offer_auth = k->offer_auth ? k->offer_auth : ALL_AUTH,
 		.offer_size = k->offer_size,
 		.now_ms = 1000000,
 	};
@@ -146,9 +155,17 @@ static void put_reply(const char *what, const char *text, size_t len)
 	put("%s %.*s", what, (int)n, text);
 }
 
+static bool is_secret(const char *text, size_t len)
+{
+	return memmem(text, len, SECRET, sizeof(SECRET) - 1) != NULL;
+}
+
 static void on_say(const struct session_act *act, enum session_state before)
 {
 	assert_true(act->len > 0);
+	assert_false(is_secret(act->text, act->len));
+	/* Neither in the clear behind STARTTLS nor before it is asked for. */
+	assert_false(w->handshake);
 	put_reply("say", act->text, act->len);
 	if (act->times > 1)
 		put(" x%u", act->times);
@@ -198,6 +215,31 @@ static void end_is_sent(void)
 	w->ends_sent++;
 }
 
+static void say_bdat(const struct session_act *act)
+{
+	w->chunk_left = strtoull(act->text + 5, NULL, 10);
+	if (act->stage == BUSY_STAGE_EOD)
+		end_is_sent();
+}
+
+static void pass_octets(const char *octets, size_t len);
+
+/* BDAT of weir's own, with the CR behind it that no LF has followed. */
+static bool owes_cr(const struct session_act *act)
+{
+	return act->len > 3 && memcmp(act->text, "BDAT ", 5) == 0 &&
+	       memcmp(act->text + act->len - 3, "\r\n\r", 3) == 0;
+}
+
+static void on_counted(const struct session_act *act)
+{
+	put("%.*s+CR", (int)(act->len - 3), act->text);
+	tell_backend(act->text, act->len - 3);
+	w->due++;
+	say_bdat(act);
+	pass_octets("\r", 1);
+}
+
 static void on_command(const struct session_act *act,
 		       const struct session_event *ev,
 		       enum session_state before)
@@ -206,9 +248,18 @@ static void on_command(const struct session_act *act,
 	assert_int_equal(w->chunk_left, 0);
 	assert_int_equal(act->hold,
 			 act->stage == BUSY_STAGE_RCPT &&
-				 w->listener.slot == CONFIG_SLOT_BODY);
+				 w->listener.slot == CONFIG_SLOT_BODY &&
+				 !w->s.authed);
 	w->held_rcpts += act->hold;
-	assert_true(act->len >= 6);
+	assert_int_equal(act->secret, act->stage == BUSY_STAGE_AUTH);
+	assert_true(act->secret || !is_secret(act->text, act->len));
+	assert_true(act->len >= 6 || act->secret);
+	if (act->stage == BUSY_STAGE_MAIL)
+		w->traced = w->refused = w->go_on = false;
+	if (w->s.counting && owes_cr(act)) {
+		on_counted(act);
+		return;
+	}
 	assert_memory_equal(act->text + act->len - 2, "\r\n", 2);
 	/* The text lives as long as the plan. */
 	assert_true(lies_in(act->text, act->len, w->mail, SESSION_MAIL_MAX) ||
@@ -216,6 +267,7 @@ static void on_command(const struct session_act *act,
 		    lies_in(act->text, act->len, w->plan.scratch,
 			    sizeof(w->plan.scratch)) ||
 		    (act->len == 6 && memcmp(act->text, "DATA\r\n", 6) == 0) ||
+		    (act->len == 6 && memcmp(act->text, "RSET\r\n", 6) == 0) ||
 		    (ev->kind == SESSION_IN_OCTETS &&
 		     lies_in(act->text, act->len, ev->data, ev->len)));
 	put("%.*s", (int)(act->len - 2), act->text);
@@ -228,9 +280,7 @@ static void on_command(const struct session_act *act,
 	w->due++;
 	assert_true(w->due <= (w->pipelining ? UPSTREAM_PIPELINE_MAX : 1u));
 	if (act->len > 5 && strncasecmp(act->text, "BDAT ", 5) == 0)
-		w->chunk_left = strtoull(act->text + 5, NULL, 10);
-	if (act->stage == BUSY_STAGE_EOD)
-		end_is_sent();
+		say_bdat(act);
 }
 
 /* Octets of a body or chunk, on their way to the backend. */
@@ -246,12 +296,34 @@ static void pass_octets(const char *octets, size_t len)
 	w->body_len += len;
 }
 
+/* As the worker does it, in the buffer itself. */
+static void pass_undotted(const struct session_act *act,
+			  const struct session_event *ev)
+{
+	struct smtp_undot undot = act->undot_state;
+	char *copy = malloc(act->len);
+	size_t len;
+
+	assert_non_null(copy);
+	assert_int_equal(act->stage, BUSY_STAGE_IDLE);
+	memcpy(copy, ev->data, act->len);
+	len = smtp_undot(&undot, copy, act->len);
+	assert_true(len > 0);
+	pass_octets(copy, len);
+	/* The chunk is whole: what was announced is what was sent. */
+	assert_int_equal(w->chunk_left, 0);
+	free(copy);
+}
+
 static void on_body(const struct session_act *act,
 		    const struct session_event *ev)
 {
 	assert_int_equal(ev->kind, SESSION_IN_OCTETS);
 	assert_int_equal(act->len, w->plan.consumed);
-	pass_octets(ev->data, act->len);
+	if (act->undot)
+		pass_undotted(act, ev);
+	else
+		pass_octets(ev->data, act->len);
 	if (act->stage != BUSY_STAGE_EOD)
 		return;
 	put("end; ");
@@ -386,6 +458,12 @@ static void on_act(const struct session_act *act,
 	case SESSION_DO_COMMAND:
 		on_command(act, ev, before);
 		break;
+	case SESSION_DO_STARTTLS:
+		assert_false(w->bound || w->binding);
+		assert_int_equal(w->plan.consumed, ev->len);
+		w->handshake = true;
+		put("starttls");
+		break;
 	case SESSION_DO_BODY:
 		on_body(act, ev);
 		return;
@@ -461,6 +539,13 @@ static void check_rest(void)
 	bool timed = s->deadline_ms != INT64_MAX;
 
 	assert_int_equal(s->bound, w->bound);
+	assert_int_equal(s->state == SESSION_HANDSHAKE, w->handshake);
+	assert_false(is_secret(w->mail, SESSION_MAIL_MAX));
+	assert_int_equal(s->auth_len > 0, s->binding_auth);
+	assert_true(!s->binding_auth || s->state == SESSION_BINDING ||
+		    s->state == SESSION_AUTH);
+	assert_true(!s->clearing ||
+		    (s->authed && s->due == 1 && s->state == SESSION_COMMAND));
 	/* Until MAIL is answered nothing else is due to the client. */
 	assert_int_equal(s->due + s->ahead_rcpts + s->ahead_data, w->due);
 	assert_int_equal(s->ahead, w->ahead);
@@ -471,10 +556,11 @@ static void check_rest(void)
 	} else {
 		assert_int_equal(s->ahead, 0);
 	}
-	assert_int_equal(w->begun - w->logged,
-			 s->transaction != SESSION_NO_MAIL ||
-				 s->state == SESSION_BINDING ||
-				 s->state == SESSION_MAIL);
+	assert_int_equal(
+		w->begun - w->logged,
+		s->transaction != SESSION_NO_MAIL ||
+			(s->state == SESSION_BINDING && !s->binding_auth) ||
+			s->state == SESSION_MAIL);
 	assert_int_equal(s->state == SESSION_CLOSED, w->closed);
 	assert_true(s->line_len <= SESSION_LINE_MAX);
 	assert_true(s->tries <= config->farm.tries);
@@ -487,7 +573,20 @@ static void check_rest(void)
 	case SESSION_COMMAND:
 		/* Somebody's time runs: the client's or the backend's. */
 		assert_int_equal(timed, s->due == 0);
-		assert_int_equal(s->bound, s->transaction == SESSION_MAIL_OPEN);
+		assert_int_equal(s->bound,
+				 s->transaction == SESSION_MAIL_OPEN ||
+					 (s->authed &&
+					  s->transaction == SESSION_NO_MAIL));
+		break;
+	case SESSION_HANDSHAKE:
+		assert_true(timed);
+		assert_int_equal(s->due, 0);
+		break;
+	case SESSION_AUTH:
+		assert_true(s->due <= 1);
+		assert_int_equal(timed, s->due == 0);
+		assert_int_equal(s->bound, !s->swallow);
+		assert_false(s->authed);
 		break;
 	case SESSION_BINDING:
 		assert_true(timed);
@@ -501,8 +600,9 @@ static void check_rest(void)
 		assert_false(timed);
 		break;
 	case SESSION_BODY:
-		assert_true(timed);
-		assert_int_equal(s->due, 0);
+		assert_int_equal(timed, session_wants(s));
+		assert_true(s->due <= SESSION_CHUNKS_MAX);
+		assert_true(s->due == 0 || s->counting);
 		assert_false(s->swallow && s->holding);
 		assert_true(s->swallow ? !s->bound : s->bound || s->holding);
 		break;
@@ -596,6 +696,10 @@ void model_step(const struct session_event *ev)
 		w->binding = false;
 	if (replied)
 		on_reply(ev);
+	if (ev->kind == SESSION_IN_SECURED && w->handshake) {
+		w->handshake = false;
+		w->first = w->count; /* it was in the clear */
+	}
 	memset(&w->plan, 0xa5, sizeof(w->plan));
 	session_step(&w->s, &w->env, ev, &w->plan);
 	assert_true(w->plan.count <= SESSION_ACTS_MAX);
@@ -607,8 +711,12 @@ void model_step(const struct session_event *ev)
 		w->go_on = false;
 		w->chunk_left = 0;
 	}
-	if (before == SESSION_COMMAND && w->s.state == SESSION_BINDING)
+	if (before == SESSION_COMMAND &&
+	    ((w->s.state == SESSION_BINDING && !w->s.binding_auth) ||
+	     w->s.state == SESSION_MAIL))
 		w->begun++;
+	if (w->s.state == SESSION_CLOSED)
+		w->handshake = false;
 	for (unsigned i = 0; i < w->plan.count; i++)
 		on_act(&w->plan.acts[i], ev, before);
 	if (before == SESSION_CLOSED)
@@ -920,6 +1028,12 @@ static const struct move words[] = {
 	C("RSET\r\n"),
 	C("NOOP\r\n"),
 	C("QUIT\r\n"),
+	C("STARTTLS\r\n"),
+	C("STARTTLS\r\nRSET\r\n"),
+	C("AUTH PLAIN " SECRET "\r\n"),
+	C("AUTH LOGIN\r\n" SECRET "\r\n"),
+	C(SECRET "\r\n"),
+	C("*\r\n"),
 	C("\026\003"),
 	C("GET / HTTP/1.0\r\n"),
 	C(A500 A500),
@@ -935,6 +1049,8 @@ static const struct move words[] = {
 	ADMIT,
 	DO(DRAIN),
 	DO(TIMEOUT),
+	SECURED,
+	INSECURE,
 	SAID(REFUSED, TCP, OK, 0, "421 4.7.0 no\r\n"),
 	BOUND,
 	BOUND_POOR,
@@ -950,31 +1066,39 @@ static const struct move words[] = {
 
 enum { WORDS = sizeof(words) / sizeof(words[0]) };
 
+enum { CODES = 8, STAGES = 6 };
+enum { REPLIES = CODES * 2 * (BUSY_CLASSES - 1) * STAGES };
+
 /* One of all the replies there are, good and bad, asked for or not. */
 static struct session_event any_reply(unsigned n)
 {
 	static const char *const texts[] = {
 		"250 ok\r\n",       "354 go\r\n", "421-no\r\n421 no\r\n",
-		"451 4.3.0 no\r\n", "550 no\r\n",
+		"451 4.3.0 no\r\n", "550 no\r\n", "334 \r\n",
+		"235 yes\r\n",      "535 no\r\n",
 	};
-	static const unsigned codes[] = { 250, 354, 421, 451, 550 };
-	unsigned which = n % 5;
+	static const unsigned codes[CODES] = { 250, 354, 421, 451,
+					       550, 334, 235, 535 };
+	static const enum busy_stage stages[STAGES] = {
+		BUSY_STAGE_MAIL, BUSY_STAGE_RCPT, BUSY_STAGE_DATA,
+		BUSY_STAGE_EOD,  BUSY_STAGE_AUTH, BUSY_STAGE_IDLE,
+	};
+	unsigned which = n % CODES;
+	bool good = codes[which] < 400;
 	struct session_event ev = {
-		.kind = n / 5 % 2 ? SESSION_IN_EARLY : SESSION_IN_REPLY,
+		.kind = n / CODES % 2 ? SESSION_IN_EARLY : SESSION_IN_REPLY,
 		.code = codes[which],
 		.data = texts[which],
 		.len = strlen(texts[which]),
 	};
 
-	ev.class = which < 2 ? BUSY_OK
-			     : (enum busy_class)(BUSY_BUSY +
-						 n / 10 % (BUSY_CLASSES - 1));
-	ev.stage = (enum busy_stage)(BUSY_STAGE_MAIL +
-				     n / 10 / (BUSY_CLASSES - 1) % 4);
+	ev.class = good ? BUSY_OK
+			: (enum busy_class)(BUSY_BUSY +
+					    n / (2 * CODES) %
+						    (BUSY_CLASSES - 1));
+	ev.stage = stages[n / (2 * CODES) / (BUSY_CLASSES - 1) % STAGES];
 	return ev;
 }
-
-enum { REPLIES = 5 * 2 * (BUSY_CLASSES - 1) * 4 };
 
 /* One word or reply there, and then the end of it all. */
 static void say_one(const struct talk *place, unsigned n, unsigned *seen)
@@ -1030,9 +1154,18 @@ static struct session_event sensible_reply(void)
 	bool busy = s->state == SESSION_FINAL && roll(4) == 0;
 	struct session_event ev = any_reply(data ? 1 : busy ? 3 : 0);
 
+	if (s->state == SESSION_AUTH)
+		ev = any_reply(roll(4) == 0 ? 7 : 5 + roll(2));
 	ev.stage = BUSY_STAGE_RCPT;
-	if (s->state == SESSION_MAIL || (s->state == SESSION_HANDOVER &&
-					 s->due == 1 + s->message.rcpts_ok + 1))
+	if (s->state == SESSION_AUTH)
+		ev.stage = BUSY_STAGE_AUTH;
+	else if (s->clearing)
+		ev.stage = BUSY_STAGE_IDLE;
+	else if (s->counting && (s->state == SESSION_BODY || s->due > 1))
+		ev.stage = BUSY_STAGE_DATA;
+	else if (s->state == SESSION_MAIL ||
+		 (s->state == SESSION_HANDOVER &&
+		  s->due == 1 + s->message.rcpts_ok + 1))
 		ev.stage = BUSY_STAGE_MAIL;
 	else if (s->state == SESSION_FINAL && s->due == 1)
 		ev.stage = BUSY_STAGE_EOD;
@@ -1046,7 +1179,15 @@ static void random_sense(void)
 {
 	switch (w->s.state) {
 	case SESSION_COMMAND:
-		if (w->s.transaction != SESSION_MAIL_OPEN && roll(2) == 0)
+		if (w->listener.auth != CONFIG_AUTH_NONE && !w->s.authed &&
+		    roll(3) == 0)
+			model_feed("AUTH PLAIN " SECRET "\r\n", 21);
+		else if (w->listener.tls == CONFIG_TLS_REQUIRED &&
+			 !w->s.secured)
+			model_feed("STARTTLS\r\n", 10);
+		else if (w->s.helo_len == 0)
+			model_feed("EHLO c\r\n", 8);
+		else if (w->s.transaction != SESSION_MAIL_OPEN && roll(2) == 0)
 			model_feed(ENVELOPE, sizeof(ENVELOPE) - 1);
 		else if (w->s.transaction != SESSION_MAIL_OPEN)
 			model_feed("MAIL FROM:<a@b>\r\n", 17);
@@ -1067,6 +1208,13 @@ static void random_sense(void)
 		return;
 	case SESSION_CHUNK:
 		model_feed("abcdefghi", (size_t)(w->s.chunk_left % 10));
+		return;
+	case SESSION_HANDSHAKE:
+		model_tell(
+			&(struct session_event){ .kind = SESSION_IN_SECURED });
+		return;
+	case SESSION_AUTH:
+		model_feed(SECRET "\r\n", 10);
 		return;
 	case SESSION_GREETING:
 	case SESSION_BINDING:
@@ -1090,6 +1238,7 @@ static void random_walk(void)
 			model_tell(&(struct session_event){
 				.kind = SESSION_IN_BOUND,
 				.ext = ALL_EXT,
+				.auth = ALL_AUTH,
 				.pipelining = roll(4) != 0,
 				.trace_len = roll(3) == 0 ? 50 : 0,
 				.reused = roll(3) == 0 });

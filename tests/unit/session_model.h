@@ -45,15 +45,19 @@ struct move {
 struct knobs {
 	int64_t tarpit_ms, delay_ms, session_ms;
 	uint32_t max_errors, max_messages, max_recipients, tries;
-	uint32_t message_rate, recipient_rate;
+	uint32_t message_rate, recipient_rate, login_rate;
 	uint64_t size;
 	unsigned offer;       /* extensions of the farm; 0: all */
+	unsigned offer_auth;  /* mechanisms of the farm; 0: all */
 	uint64_t offer_size;  /* of the farm; 0: none */
 	bool hold;            /* slot = body */
 	size_t buffer;        /* body_buffer; 0: 1000 */
 	int64_t body_wait_ms; /* 0: 1000; less: 0 */
 	int64_t room_wait_ms; /* 0: there is no room */
 	enum config_early_talkers early;
+	enum config_tls tls;
+	enum config_auth auth;
+	enum config_bare_newline bare;
 };
 
 struct talk {
@@ -100,13 +104,19 @@ struct talk {
 #define R2(in, of, digits)                                                     \
 	SAID(REPLY, in, of, digits, #digits "-two\r\n" #digits " lines\r\n")
 #define EARLY(of, digits) SAID(EARLY, IDLE, of, digits, #digits " words\r\n")
-#define ALL_EXT           (SMTP_EXT_RELAYED | SMTP_EXT_PIPELINING)
-#define BOUND             DO_WITH(BOUND, .ext = ALL_EXT, .pipelining = true)
-#define BOUND_POOR        DO_WITH(BOUND, .ext = SMTP_EXT_RELAYED)
+#define ALL_EXT           (SMTP_EXT_RELAYED | SMTP_EXT_PIPELINING | SMTP_EXT_AUTH)
+#define ALL_AUTH          ((1u << SMTP_AUTH_BITS) - 1)
+#define BOUND                                                                  \
+	DO_WITH(BOUND, .ext = ALL_EXT, .auth = ALL_AUTH, .pipelining = true)
+#define BOUND_POOR                                                             \
+	DO_WITH(BOUND, .ext = SMTP_EXT_RELAYED | SMTP_EXT_AUTH,                \
+		.auth = ALL_AUTH)
 #define BOUND_TRACED                                                           \
-	DO_WITH(BOUND, .ext = ALL_EXT, .pipelining = true, .trace_len = 100)
+	DO_WITH(BOUND, .ext = ALL_EXT, .auth = ALL_AUTH, .pipelining = true,   \
+		.trace_len = 100)
 #define BOUND_AGAIN                                                            \
-	DO_WITH(BOUND, .ext = ALL_EXT, .pipelining = true, .reused = true)
+	DO_WITH(BOUND, .ext = ALL_EXT, .auth = ALL_AUTH, .pipelining = true,   \
+		.reused = true)
 #define UNBOUND(in, of)                                                        \
 	DO_WITH(UNBOUND, .stage = BUSY_STAGE_##in, .class = BUSY_##of,         \
 		.more = true)
@@ -114,10 +124,13 @@ struct talk {
 	DO_WITH(UNBOUND, .stage = BUSY_STAGE_##in, .class = BUSY_##of)
 #define GREETED(of, digits)                                                    \
 	SAID(UNBOUND, GREET, of, digits, "words of the greeting")
-#define LOST  DO_WITH(LOST, .class = BUSY_SICK)
-#define OVER  DO(EOF)
-#define GONE  DO(GONE)
-#define ADMIT DO(ADMITTED)
+#define LOST      DO_WITH(LOST, .class = BUSY_SICK)
+#define OVER      DO(EOF)
+#define GONE      DO(GONE)
+#define ADMIT     DO(ADMITTED)
+#define SECURED   DO(SECURED)
+#define INSECURE  DO(INSECURE)
+#define CHALLENGE R(AUTH, OK, 334)
 
 #define HELLO                                                                  \
 	ADMIT, C("EHLO c.test\r\n"),                                           \
@@ -126,6 +139,17 @@ struct talk {
 	}
 #define TO_MAIL                                                                \
 	HELLO, C("MAIL FROM:<a@b>\r\n"), BOUND, R(MAIL, OK, 250),              \
+	{                                                                      \
+		.kind = SKIP                                                   \
+	}
+#define TO_TLS                                                                 \
+	ADMIT, C("STARTTLS\r\n"), SECURED, C("EHLO c.test\r\n"),               \
+	{                                                                      \
+		.kind = SKIP                                                   \
+	}
+/* Pinned; of a listener with auth = always. */
+#define TO_LOGIN                                                               \
+	HELLO, C("AUTH PLAIN " SECRET "\r\n"), BOUND, R(AUTH, OK, 235),        \
 	{                                                                      \
 		.kind = SKIP                                                   \
 	}
@@ -197,6 +221,8 @@ struct talk {
 	{                                                                      \
 		__VA_ARGS__                                                    \
 	}
+/* "secret": it must be found nowhere but on its way. */
+#define SECRET     "c2VjcmV0"
 #define RUN(table) model_run_all(table, sizeof(table) / sizeof((table)[0]))
 
 /* ---- often said ---- */
@@ -260,6 +286,7 @@ struct world {
 	bool traced, refused, go_on;
 	uint64_t chunk_left; /* octets that the last BDAT announced */
 	bool unanswered;     /* an end of data, by whatever backend */
+	bool handshake;      /* TLS begins */
 	unsigned surprises;  /* acts that were not expected */
 	const char *name;
 	bool ahead_talk;

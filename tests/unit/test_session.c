@@ -1400,7 +1400,10 @@ static const struct talk places[] = {
 
 static void every_event_is_defined_in_every_state(void **state)
 {
-	unsigned all = ((1u << SESSION_STATES) - 1) & ~(1u << SESSION_HANDOVER);
+	/* The others have tests of their own. */
+	unsigned all = ((1u << SESSION_STATES) - 1) &
+		       ~(1u << SESSION_HANDOVER | 1u << SESSION_HANDSHAKE |
+			 1u << SESSION_AUTH);
 
 	(void)state;
 	assert_int_equal(
