@@ -11,6 +11,8 @@ enum {
 	REST_US = 100 * SIM_MS, /* io.h, IO_ACCEPTED */
 	RECEIVES_A_BATCH = 3,   /* of one socket */
 	BUFFERS_A_SEND = 32,
+	SPLICE_A_BATCH = 256 * 1024, /* io.h, io_splice() */
+	SPLICE_HELD_MAX = 65536,
 	CLOSE_BATCHES_MAX = 3,
 	FREED = 0xDB, /* what a buffer in its pool is filled with */
 	WALL_BASE_S = 1750000000,
@@ -76,7 +78,12 @@ struct sock {
 	size_t sending;                /* octets of the send under way */
 	size_t sending_left;
 	bool fin_wanted, fin_done;
-	unsigned close_in; /* batches until IO_CLOSED, 0: it was told */
+	struct sock *splice_to, *spliced_from; /* or NULL */
+	uint8_t *held;            /* taken from here, on its way there */
+	size_t held_at, held_len; /* held[held_at..held_len) */
+	bool splice_over;         /* its end is in the batch */
+	uint32_t splice_serial;   /* of events that are not stale */
+	unsigned close_in;        /* batches until IO_CLOSED, 0: it was told */
 	bool accepted, greeted, ended, spoke;
 	int64_t quiet_since_us;
 };
@@ -85,7 +92,8 @@ struct entry {
 	struct io_event event;
 	uint32_t at;
 	uint32_t generation;
-	size_t octets; /* IO_SENT: those it tells of */
+	size_t octets;          /* IO_SENT: those it tells of */
+	uint32_t splice_serial; /* IO_SPLICED */
 };
 
 struct io {
@@ -351,6 +359,19 @@ static void out_drop(struct sock *s)
 	s->sending = s->sending_left = 0;
 }
 
+/* The splice that leads from here is over. */
+static void splice_dissolve(struct sock *from)
+{
+	assert(from->splice_to->spliced_from == from);
+	from->splice_to->spliced_from = NULL;
+	from->splice_to = NULL;
+	from->splice_over = false;
+	from->splice_serial++;
+	free(from->held);
+	from->held = NULL;
+	from->held_at = from->held_len = 0;
+}
+
 /* Let go of everything a socket has in the world. */
 static void sock_release(struct sock *s, bool reset)
 {
@@ -359,6 +380,10 @@ static void sock_release(struct sock *s, bool reset)
 	if (s->listener != NULL)
 		sim_unlisten(sim, s->listener);
 	s->listener = NULL;
+	if (s->splice_to != NULL)
+		splice_dissolve(s);
+	if (s->spliced_from != NULL)
+		splice_dissolve(s->spliced_from);
 	for (unsigned i = 0; i < s->backlog_len; i++)
 		sim_end_reset(s->backlog[i]);
 	s->backlog_len = 0;
@@ -509,6 +534,8 @@ static void on_end(void *owner, struct sim_end *end, enum sim_what what,
 		break;
 	}
 	touch(s);
+	if (s->spliced_from != NULL)
+		touch(s->spliced_from);
 }
 
 static enum sim_answer on_accept(void *owner, struct sim_end *end)
@@ -605,10 +632,12 @@ void io_recv(struct io *io, io_handle socket, enum io_pool pool,
 
 	if (s == NULL)
 		return;
-	if (s->receiving || credit == 0 || s->state != SOCK_OPEN) {
+	if (s->receiving || s->splice_to != NULL || credit == 0 ||
+	    s->state != SOCK_OPEN) {
 		sim_violation(io->sim, "io_recv %s",
-			      s->receiving  ? "while one stands"
-			      : credit == 0 ? "without credit"
+			      s->receiving           ? "while one stands"
+			      : s->splice_to != NULL ? "of a spliced socket"
+			      : credit == 0          ? "without credit"
 					    : "before the connection stands");
 		return;
 	}
@@ -636,7 +665,9 @@ static void row_fill(const struct sock *s, struct sim_io_row *row)
 		.adopted = s->owner != NULL,
 		.ended = s->ended,
 		.greeted = s->greeted,
-		.stuck = s->unsent > 0,
+		.stuck = s->unsent > 0 ||
+			 (s->spliced_from != NULL &&
+			  s->spliced_from->held_at < s->spliced_from->held_len),
 		.quiet_since_us = s->quiet_since_us,
 	};
 	if (s->end != NULL) {
@@ -662,10 +693,13 @@ void io_send(struct io *io, io_handle socket, struct io_buf *chain)
 {
 	struct sock *s = sock_of(io, socket, "io_send");
 
-	if (s != NULL && (s->state != SOCK_OPEN || s->fin_wanted)) {
+	if (s != NULL && (s->state != SOCK_OPEN || s->fin_wanted ||
+			  s->spliced_from != NULL)) {
 		sim_violation(io->sim, "io_send %s",
 			      s->fin_wanted ? "after io_shutdown"
-					    : "before the connection stands");
+			      : s->spliced_from != NULL
+				      ? "to a spliced socket"
+				      : "before the connection stands");
 		s = NULL;
 	}
 	for (struct io_buf *pub = chain, *next; pub != NULL; pub = next) {
@@ -716,14 +750,54 @@ void io_shutdown(struct io *io, io_handle socket)
 
 	if (s == NULL)
 		return;
-	if (s->state != SOCK_OPEN) {
-		sim_violation(io->sim, "io_shutdown before the connection "
-				       "stands");
+	if (s->state != SOCK_OPEN || s->spliced_from != NULL) {
+		sim_violation(io->sim, "io_shutdown %s",
+			      s->spliced_from != NULL
+				      ? "of what a splice leads to"
+				      : "before the connection stands");
 		return;
 	}
 	s->fin_wanted = true;
 	note_end(s);
 	touch(s);
+}
+
+/* What keeps these two from being joined; NULL: nothing. */
+static const char *splice_fault(const struct sock *from, const struct sock *to)
+{
+	if (from == to)
+		return "of a socket to itself";
+	if (from->state != SOCK_OPEN || to->state != SOCK_OPEN ||
+	    from->end == NULL || to->end == NULL)
+		return "before the connections stand";
+	if (from->receiving)
+		return "while a receive stands";
+	if (to->unsent > 0)
+		return "while something is unsent";
+	if (to->fin_wanted)
+		return "after io_shutdown";
+	if (from->splice_to != NULL || to->spliced_from != NULL)
+		return "of what is spliced already";
+	return NULL;
+}
+
+void io_splice(struct io *io, io_handle from, io_handle to)
+{
+	struct sock *source = sock_of(io, from, "io_splice");
+	struct sock *sink = sock_of(io, to, "io_splice");
+
+	if (source == NULL || sink == NULL)
+		return;
+	const char *fault = splice_fault(source, sink);
+
+	if (fault != NULL) {
+		sim_violation(io->sim, "io_splice %s", fault);
+		return;
+	}
+	source->splice_to = sink;
+	sink->spliced_from = source;
+	source->held = sim_grow(NULL, SPLICE_HELD_MAX);
+	touch(source);
 }
 
 static void give_up(struct io *io, io_handle socket, bool reset,
@@ -931,6 +1005,76 @@ static bool gather_send(struct sock *s)
 	return false;
 }
 
+static void splice_tell(struct sock *s, int result, bool by_to)
+{
+	struct entry *e = emit(s, IO_SPLICED, result);
+
+	e->event.by_to = by_to;
+	e->splice_serial = s->splice_serial;
+	if (result <= 0)
+		s->splice_over = true;
+}
+
+/* Into the other socket; returns octets, fewer than there are if it is full. */
+static size_t splice_drain(struct sock *s)
+{
+	struct sock *to = s->splice_to;
+	size_t sent = sim_end_write(to->end, s->held + s->held_at,
+				    s->held_len - s->held_at);
+
+	s->held_at += sent;
+	if (sent > 0)
+		to->quiet_since_us = sim_now_us(s->io->sim);
+	return sent;
+}
+
+static void splice_fill(struct sock *s)
+{
+	struct sim *sim = s->io->sim;
+	size_t can = sim_end_readable(s->end);
+
+	if (can > SPLICE_HELD_MAX)
+		can = SPLICE_HELD_MAX;
+	if (can > 0 && sim_chance(sim, sim_faults(sim)->cut))
+		can = sim_between(sim, 1, (uint32_t)can);
+	s->held_at = 0;
+	s->held_len = sim_end_read(s->end, s->held, can);
+}
+
+/* Nothing moves any more: because it is over?  A reset to is told at once. */
+static void splice_ends(struct sock *s, bool left)
+{
+	if (left && sim_end_is_reset(s->splice_to->end))
+		splice_tell(s, -EPIPE, true);
+	else if (!left && sim_end_is_reset(s->end))
+		splice_tell(s, -ECONNRESET, false);
+	else if (!left && sim_end_at_fin(s->end))
+		splice_tell(s, 0, false);
+}
+
+/* Returns whether there is more to do in the next batch. */
+static bool gather_splice(struct sock *s)
+{
+	size_t moved = 0;
+	bool more = true;
+
+	if (sim_chance(s->io->sim, sim_faults(s->io->sim)->skip))
+		return true;
+	while (more && moved < SPLICE_A_BATCH) {
+		if (s->held_at == s->held_len)
+			splice_fill(s);
+		size_t sent = splice_drain(s);
+
+		moved += sent;
+		more = sent > 0 && s->held_at == s->held_len;
+	}
+	if (moved > 0)
+		splice_tell(s, (int)moved, false);
+	if (!more)
+		splice_ends(s, s->held_at < s->held_len);
+	return more;
+}
+
 /* True: this socket is to be looked at again in the next batch. */
 static bool gather_open(struct sock *s)
 {
@@ -950,6 +1094,8 @@ static bool gather_open(struct sock *s)
 	if (s->receiving && !s->starved &&
 	    (sim_end_readable(s->end) > 0 || sim_end_at_fin(s->end) ||
 	     sim_end_is_reset(s->end)))
+		again = true;
+	if (s->splice_to != NULL && !s->splice_over && gather_splice(s))
 		again = true;
 	return gather_send(s) || again;
 }
@@ -1044,7 +1190,12 @@ static bool deliver(struct io *io, struct entry *e)
 		return false;
 	if (s->state == SOCK_CLOSING && e->event.kind != IO_CLOSED)
 		return false;
+	if (e->event.kind == IO_SPLICED &&
+	    (s->splice_to == NULL || s->splice_serial != e->splice_serial))
+		return false;
 	e->event.owner = s->owner;
+	if (e->event.kind == IO_SPLICED && e->event.result <= 0)
+		splice_dissolve(s);
 	if (e->event.kind == IO_SENT) {
 		assert(s->unsent >= e->octets);
 		s->unsent -= e->octets;
