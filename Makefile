@@ -174,7 +174,8 @@ e2e: all
 FUZZ_NEEDS_config := $(NEEDS_config)
 FUZZ_NEEDS_session := $(CORE) $(wildcard tests/fuzz/session_*.c) \
           $(addprefix tests/sim/,world.c sim_backend.c sim_check.c sim_client.c \
-            sim_io.c sim_net.c sim_slots.c sim_step.c)
+            sim_io.c sim_net.c sim_slots.c sim_step.c sim_backend_who.c \
+            sim_auth.c sim_tls.c sim_wire.c) tests/unit/tls_certs.c
 FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text $(LIBS_tls)
 FUZZ_NEEDS_tls := $(NEEDS_tls)
 FUZZ_LDFLAGS_tls := $(LIBS_tls)

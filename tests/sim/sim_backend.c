@@ -7,103 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/sim/sim_backend_own.h"
+
 enum {
-	LINE_MAX_OCTETS = 4096,
-	REPLY_MAX = 1024,
 	DRIP_US = 200 * SIM_MS,
 	SPLIT_US = 3 * SIM_MS,
 	LINES_MANY = 1500,
 	READ_SIZE = 16384,
-	TRACE_FIELD_MAX = 1500, /* longer than any that is right */
-	LAST_MAX = 8192,        /* octets that are kept of the last message */
-	HEADER_MAX = 256,       /* longer than any PROXY header of weir's */
-};
-
-/* What a connection of a fickle server does otherwise than the one before. */
-enum fickle { FICKLE_NOT, FICKLE_EHLO, FICKLE_RCPT, FICKLE_DATA };
-
-/* What one connection expects to read. */
-enum reading {
-	READ_HEADER,
-	READ_COMMANDS,
-	READ_DATA,
-	READ_CHUNK,
-	READ_NOTHING
-};
-
-/* A reply on its way. */
-struct saying {
-	struct saying *next;
-	int64_t at_us;
-	bool final;                    /* the reply to an end of data */
-	bool refusal;                  /* a whole one of 4xx */
-	struct check_message *message; /* of it, if it is in the ledger */
-	unsigned code;
-	bool bye;   /* close behind it */
-	bool reset; /* by a reset */
-	bool last;  /* of its reply: it answers one command */
-	size_t len;
-	char text[]; /* NUL-terminated as well */
-};
-
-struct conn {
-	struct conn *next, *prev;
-	struct sim_backend *backend;
-	struct sim_end *end;
-	struct sim_deed deed;
-	struct saying *first, *last;
-	struct sim_timer timer;
-	struct sim_timer drip;
-	int64_t came_us;
-	int64_t free_at_us; /* replies are said in order */
-	enum reading reading;
-	enum fickle fickle;
-	bool done;   /* the deed */
-	bool slot;   /* has one */
-	bool queued; /* waits for one */
-	bool greeted;
-	bool greet_due;
-	bool dripping;
-	bool stalled;
-	bool lying;
-	/* the dialogue */
-	bool helo;
-	bool mail;
-	bool again;     /* this message has been at a backend before */
-	bool answered;  /* the body, before its end */
-	bool trace_due; /* the body begins with the trace field */
-	bool chunked;
-	bool chunk_last;
-	unsigned due;         /* commands not answered yet */
-	unsigned helo_client; /* 0: not one of the scripted clients */
-	unsigned taken;       /* recipients said 2xx to */
-	unsigned eod_match;   /* octets of CRLF.CRLF seen */
-	struct check_message *message;
-	struct check_message *ended; /* its final reply is under way */
-	uint64_t chunk_left;
-	size_t body_len;
-	size_t head_len;
-	size_t trace_len;
-	size_t line_len;
-	uint8_t head[HEADER_MAX]; /* the PROXY header */
-	char trace[TRACE_FIELD_MAX];
-	char line[LINE_MAX_OCTETS];
-};
-
-struct sim_backend {
-	struct sim *sim;
-	struct check *check;
-	struct sim_backend_config config;
-	struct sim_listener *listener;
-	struct conn conns; /* list head, the first came first */
-	unsigned open, seen, accepted;
-	unsigned used, others; /* slots: of weirs, and of somebody else */
-	enum sim_up up;
-	int64_t strained_us; /* until then */
-	int64_t counted_us;  /* use is told up to here */
-	struct sim_backend_use use;
-	size_t last_len;
-	char last[LAST_MAX];
 };
 
 /* Too much for now, but not too many. */
@@ -165,6 +75,13 @@ static bool slot_is_free(const struct sim_backend *b)
 
 static void greet(struct conn *c);
 
+/* Has all come that comes before the greeting? */
+static bool may_speak(const struct conn *c)
+{
+	return c->reading != READ_HEADER && c->reading != READ_SECRECY &&
+	       !c->shaking;
+}
+
 static void slot_take(struct conn *c)
 {
 	struct sim_backend *b = c->backend;
@@ -176,7 +93,7 @@ static void slot_take(struct conn *c)
 	b->used++;
 	b->use.greeted++;
 	b->use.late += b->config.late_us > 0 && waited_us >= b->config.late_us;
-	if (c->reading != READ_HEADER)
+	if (may_speak(c))
 		greet(c);
 }
 
@@ -207,7 +124,7 @@ static void slot_give(struct conn *c)
 
 /* --- saying --- */
 
-static void conn_close(struct conn *c, bool reset)
+void conn_close(struct conn *c, bool reset)
 {
 	struct sim_backend *b = c->backend;
 
@@ -221,10 +138,12 @@ static void conn_close(struct conn *c, bool reset)
 		c->first = s->next;
 		free(s);
 	}
+	if (!reset && !c->rude)
+		sim_wire_notify(&c->wire);
 	if (reset)
-		sim_end_reset(c->end);
+		sim_wire_reset(&c->wire);
 	else
-		sim_end_close(c->end);
+		sim_wire_close(&c->wire);
 	b->open--;
 	c->prev->next = c->next;
 	c->next->prev = c->prev;
@@ -254,7 +173,9 @@ static bool say_now(struct conn *c, const struct saying *s)
 {
 	bool bye = s->bye, reset = s->reset;
 
-	sim_end_say(c->end, s->text, s->len);
+	if (s->tampers)
+		sim_wire_tamper(&c->wire);
+	sim_wire_say(&c->wire, s->text, s->len);
 	if (s->last && c->greet_due)
 		c->greet_due = false;
 	else if (s->last && c->due > 0)
@@ -264,6 +185,8 @@ static bool say_now(struct conn *c, const struct saying *s)
 		c->backend->accepted++;
 	if (bye)
 		conn_close(c, reset);
+	else if (s->secures)
+		who_secure(c);
 	return bye;
 }
 
@@ -287,8 +210,8 @@ static void timer_fires(void *owner)
 		sim_timer_set(sim, &c->timer, c->first->at_us);
 }
 
-static struct saying *say_later(struct conn *c, const char *text, size_t len,
-				int64_t after_us)
+struct saying *conn_say(struct conn *c, const char *text, size_t len,
+			int64_t after_us)
 {
 	struct sim *sim = c->backend->sim;
 	struct saying *s = calloc(1, sizeof(*s) + len + 1);
@@ -321,7 +244,7 @@ static int64_t usual_delay(const struct conn *c)
 static void say_split(struct conn *c, const char *text, size_t len)
 {
 	for (size_t i = 0; i < len; i++)
-		say_later(c, text + i, 1, SPLIT_US * (int64_t)(i + 1));
+		conn_say(c, text + i, 1, SPLIT_US * (int64_t)(i + 1));
 }
 
 static void drip_fires(void *owner)
@@ -329,7 +252,7 @@ static void drip_fires(void *owner)
 	struct conn *c = owner;
 	static const char line[] = "220-wait\r\n";
 
-	sim_end_say(c->end, line, sizeof(line) - 1);
+	sim_wire_say(&c->wire, line, sizeof(line) - 1);
 	sim_timer_set(c->backend->sim, &c->drip,
 		      sim_now_us(c->backend->sim) + DRIP_US);
 }
@@ -341,9 +264,9 @@ static void say_many(struct conn *c, const char *text, size_t len)
 		int n = snprintf(line, sizeof(line), "%.3s-line %u\r\n", text,
 				 i);
 
-		say_later(c, line, (size_t)n, 0);
+		conn_say(c, line, (size_t)n, 0);
 	}
-	say_later(c, text, len, 0);
+	conn_say(c, text, len, 0);
 }
 
 static void stall_ends(struct conn *c);
@@ -368,7 +291,7 @@ static void lie(struct conn *c)
  * Do the deed of this stage in place of a reply, or along with it.  Returns
  * the last saying of the reply if one was said, else NULL.
  */
-static struct saying *do_deed(struct conn *c, const char *text, size_t len)
+struct saying *conn_do_deed(struct conn *c, const char *text, size_t len)
 {
 	struct sim *sim = c->backend->sim;
 	const struct sim_deed *d = &c->deed;
@@ -382,34 +305,35 @@ static struct saying *do_deed(struct conn *c, const char *text, size_t len)
 	switch (d->kind) {
 	case SIM_DEED_GARBAGE:
 		lie(c);
-		return say_later(c, d->text, strlen(d->text), usual_delay(c));
+		return conn_say(c, d->text, strlen(d->text), usual_delay(c));
 	case SIM_DEED_SAY:
 	case SIM_DEED_BYE:
-		s = say_later(c, d->text, strlen(d->text), usual_delay(c));
+		s = conn_say(c, d->text, strlen(d->text), usual_delay(c));
 		s->bye = d->kind == SIM_DEED_BYE;
 		return s;
 	case SIM_DEED_FIN:
 	case SIM_DEED_RST:
-		s = say_later(c, "", 0, usual_delay(c));
+		s = conn_say(c, "", 0, usual_delay(c));
 		s->bye = true;
 		s->reset = d->kind == SIM_DEED_RST;
+		c->rude = true;
 		return NULL;
 	case SIM_DEED_SILENCE:
 		c->reading = READ_NOTHING;
 		return NULL;
 	case SIM_DEED_EXTRA:
 		lie(c);
-		s = say_later(c, text, len, usual_delay(c));
-		say_later(c, d->text, strlen(d->text), 0);
+		s = conn_say(c, text, len, usual_delay(c));
+		conn_say(c, d->text, strlen(d->text), 0);
 		return s;
 	case SIM_DEED_SPLIT:
 		say_split(c, text, len);
 		return c->last;
 	case SIM_DEED_SLOW:
-		return say_later(c, text, len, d->after_us);
+		return conn_say(c, text, len, d->after_us);
 	case SIM_DEED_LATER:
-		s = say_later(c, text, len, usual_delay(c));
-		say_later(c, d->text, strlen(d->text), d->after_us)->bye = true;
+		s = conn_say(c, text, len, usual_delay(c));
+		conn_say(c, d->text, strlen(d->text), d->after_us)->bye = true;
 		return s;
 	case SIM_DEED_ENDLESS:
 		c->reading = READ_NOTHING;
@@ -422,9 +346,13 @@ static struct saying *do_deed(struct conn *c, const char *text, size_t len)
 		c->stalled = true;
 		c->drip.fire = wake_fires;
 		sim_timer_set(sim, &c->drip, sim_now_us(sim) + d->after_us);
-		return say_later(c, text, len, usual_delay(c));
+		return conn_say(c, text, len, usual_delay(c));
+	case SIM_DEED_TAMPER:
+		s = conn_say(c, text, len, usual_delay(c));
+		s->tampers = c->wire.tls != NULL;
+		return s;
 	case SIM_DEED_LESS: /* do_ehlo() has seen to it */
-		return say_later(c, text, len, usual_delay(c));
+		return conn_say(c, text, len, usual_delay(c));
 	case SIM_DEED_NONE:
 		break;
 	}
@@ -459,19 +387,14 @@ static unsigned number_behind(const char *text, const char *word,
 	return (unsigned)strtoul(at + strlen(word), NULL, 10);
 }
 
-static bool deed_is_due(const struct conn *c, enum sim_stage stage)
+bool conn_deed_is_due(const struct conn *c, enum sim_stage stage)
 {
 	return !c->done && c->deed.kind != SIM_DEED_NONE &&
 	       c->deed.stage == stage;
 }
 
-/* A reply at this stage, or what the deed makes of it. */
-static struct saying *reply(struct conn *c, enum sim_stage stage,
-			    const char *format, ...)
-	__attribute__((format(printf, 3, 4)));
-
-static struct saying *reply(struct conn *c, enum sim_stage stage,
-			    const char *format, ...)
+struct saying *conn_reply(struct conn *c, enum sim_stage stage,
+			  const char *format, ...)
 {
 	char text[REPLY_MAX];
 	va_list args;
@@ -482,10 +405,10 @@ static struct saying *reply(struct conn *c, enum sim_stage stage,
 	assert(len > 0);
 	assert((size_t)len < sizeof(text));
 	struct saying *s;
-	if (deed_is_due(c, stage))
-		s = do_deed(c, text, (size_t)len);
+	if (conn_deed_is_due(c, stage))
+		s = conn_do_deed(c, text, (size_t)len);
 	else
-		s = say_later(c, text, (size_t)len, usual_delay(c));
+		s = conn_say(c, text, (size_t)len, usual_delay(c));
 	if (s != NULL) {
 		const char *said = s->len >= 3 ? s->text : text;
 
@@ -509,7 +432,7 @@ static const char *mark_of(const struct conn *c)
 	return c->message == NULL ? "-" : c->message->mark;
 }
 
-static void transaction_clear(struct conn *c)
+void conn_forget(struct conn *c)
 {
 	c->mail = false;
 	c->message = NULL;
@@ -523,8 +446,8 @@ static unsigned offers_of(const struct conn *c)
 {
 	unsigned offers = c->backend->config.offers;
 
-	if (c->fickle == FICKLE_EHLO ||
-	    (deed_is_due(c, SIM_STAGE_EHLO) && c->deed.kind == SIM_DEED_LESS))
+	if (c->fickle == FICKLE_EHLO || (conn_deed_is_due(c, SIM_STAGE_EHLO) &&
+					 c->deed.kind == SIM_DEED_LESS))
 		offers &= SIM_OFFER_PIPELINING | SIM_OFFER_SIZE;
 	return offers;
 }
@@ -533,8 +456,8 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 {
 	const struct sim_backend_config *config = &c->backend->config;
 	static const char *const words[] = {
-		"PIPELINING", "SIZE 10485760", "8BITMIME",          "CHUNKING",
-		"SMTPUTF8",   "DSN",           "XCLIENT NAME ADDR",
+		"PIPELINING", "SIZE 10485760", "8BITMIME",       "CHUNKING",
+		"SMTPUTF8",   "DSN",           "X-WHATEVER a b",
 	};
 	char text[REPLY_MAX];
 	unsigned offers = offers_of(c);
@@ -544,28 +467,34 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 	c->helo_client = strstr(arg, ".client.test")
 				 ? number_behind(arg, "c", 0)
 				 : 0;
-	transaction_clear(c);
+	conn_forget(c);
 	if (!esmtp || offers == 0) {
 		if (esmtp)
-			reply(c, SIM_STAGE_EHLO, "502 5.5.1 Say HELO\r\n");
+			conn_reply(c, SIM_STAGE_EHLO, "502 5.5.1 Say HELO\r\n");
 		else
-			reply(c, SIM_STAGE_EHLO, "250 b%u.test\r\n",
-			      config->index);
+			conn_reply(c, SIM_STAGE_EHLO, "250 b%u.test\r\n",
+				   config->index);
 		return;
 	}
 	len = snprintf(text, sizeof(text), "250-b%u.test\r\n", config->index);
+	if (offers == config->offers)
+		len += who_offers(c, text + len, sizeof(text) - (size_t)len);
 	for (unsigned i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
 		if (offers & 1U << i)
 			len += snprintf(text + len, sizeof(text) - (size_t)len,
 					"250-%s\r\n", words[i]);
 	}
 	if (offers & SIM_OFFER_DANGEROUS) {
-		len += snprintf(text + len, sizeof(text) - (size_t)len,
-				"250-XFORWARD NAME\r\n250-ETRN\r\n"
-				"250-STARTTLS\r\n250-X-WHATEVER a b\r\n");
+		len += snprintf(
+			text + len, sizeof(text) - (size_t)len,
+			"250-XFORWARD NAME\r\n250-ETRN\r\n%s%s",
+			config->xclient == NULL ? "250-XCLIENT NAME ADDR\r\n"
+						: "",
+			config->secrecy == SIM_SECRECY_NONE ? "250-STARTTLS\r\n"
+							    : "");
 	}
 	snprintf(text + len, sizeof(text) - (size_t)len, "250 HELP\r\n");
-	reply(c, SIM_STAGE_EHLO, "%s", text);
+	conn_reply(c, SIM_STAGE_EHLO, "%s", text);
 }
 
 /* The word of a text that ends in CRLF or a blank, as an address. */
@@ -625,6 +554,7 @@ static void witness(struct conn *c, const char *arg)
 
 		check_named(b->check, m, b->config.index, &who);
 	}
+	who_witness(c, m);
 	if (c->message == NULL)
 		c->again = m->welcome != 0;
 	c->message = m;
@@ -639,15 +569,16 @@ static void do_mail(struct conn *c, const char *arg)
 			      c->backend->config.index);
 		return;
 	}
-	transaction_clear(c);
+	conn_forget(c);
+	who_mail(c);
 	witness(c, arg);
 	struct sim_backend *b = c->backend;
 	if (sim_now_us(b->sim) < b->strained_us) {
-		reply(c, SIM_STAGE_MAIL, "%s", strained);
+		conn_reply(c, SIM_STAGE_MAIL, "%s", strained);
 		return;
 	}
-	struct saying *s = reply(c, SIM_STAGE_MAIL, "250 2.1.0 b%u %s\r\n",
-				 b->config.index, mark_of(c));
+	struct saying *s = conn_reply(c, SIM_STAGE_MAIL, "250 2.1.0 b%u %s\r\n",
+				      b->config.index, mark_of(c));
 	c->mail = positive(s);
 }
 
@@ -657,24 +588,31 @@ static void do_rcpt(struct conn *c, const char *arg)
 
 	witness(c, arg);
 	if (!c->mail) {
-		reply(c, SIM_STAGE_RCPT, "503 5.5.1 b%u %s\r\n",
-		      c->backend->config.index, mark_of(c));
+		conn_reply(c, SIM_STAGE_RCPT, "503 5.5.1 b%u %s\r\n",
+			   c->backend->config.index, mark_of(c));
+		return;
+	}
+	if (c->backend->config.closed && strstr(arg, ".invalid>") != NULL) {
+		conn_reply(c, SIM_STAGE_RCPT,
+			   "554 5.7.1 Relay access denied\r\n");
 		return;
 	}
 	if (strstr(arg, "<refused") != NULL) {
-		reply(c, SIM_STAGE_RCPT, "550 5.1.1 No such user b%u %s\r\n",
-		      c->backend->config.index, mark_of(c));
+		conn_reply(c, SIM_STAGE_RCPT,
+			   "550 5.1.1 No such user b%u %s\r\n",
+			   c->backend->config.index, mark_of(c));
 		return;
 	}
 	if (c->again && c->fickle == FICKLE_RCPT &&
 	    sim_chance(c->backend->sim, 500)) {
-		reply(c, SIM_STAGE_RCPT, "%s b%u %s\r\n",
-		      k % 2 == 0 ? "550 5.1.1 No more" : "450 4.2.1 Not now",
-		      c->backend->config.index, mark_of(c));
+		conn_reply(c, SIM_STAGE_RCPT, "%s b%u %s\r\n",
+			   k % 2 == 0 ? "550 5.1.1 No more"
+				      : "450 4.2.1 Not now",
+			   c->backend->config.index, mark_of(c));
 		return;
 	}
-	struct saying *s = reply(c, SIM_STAGE_RCPT, "250 2.1.5 b%u %s\r\n",
-				 c->backend->config.index, mark_of(c));
+	struct saying *s = conn_reply(c, SIM_STAGE_RCPT, "250 2.1.5 b%u %s\r\n",
+				      c->backend->config.index, mark_of(c));
 	if (k >= CHECK_RCPTS_MAX || !positive(s))
 		return;
 	c->taken |= 1U << k;
@@ -683,6 +621,17 @@ static void do_rcpt(struct conn *c, const char *arg)
 }
 
 static void keep_last(struct sim_backend *b, const void *data, size_t len);
+
+/* Does a value of this type stand in the header from there on? */
+static bool has_tlv(const struct conn *c, size_t at, uint8_t type)
+{
+	while (at + 3 <= c->head_len) {
+		if (c->head[at] == type)
+			return true;
+		at += 3U + (unsigned)(c->head[at + 1] << 8 | c->head[at + 2]);
+	}
+	return false;
+}
 
 static void keep_header(struct conn *c)
 {
@@ -702,10 +651,10 @@ static void keep_header(struct conn *c)
 			inet_ntop(v6 ? AF_INET6 : AF_INET, h + 16 + len, to,
 				  sizeof(to));
 		}
-		snprintf(line, sizeof(line), "[%s %s > %s%s]",
+		snprintf(line, sizeof(line), "[%s %s > %s%s%s]",
 			 h[12] == 0x21 ? "v2" : "v2 local", from, to,
-			 c->head_len > 16 + ends && h[16 + ends] == 5 ? " id"
-								      : "");
+			 has_tlv(c, 16 + ends, 0x05) ? " id" : "",
+			 has_tlv(c, 16 + ends, 0x20) ? " tls" : "");
 	}
 	keep_last(c->backend, line, strlen(line));
 }
@@ -718,22 +667,37 @@ static void body_begins(struct conn *c)
 	c->backend->last_len = 0;
 	if (c->backend->config.proxy > 0)
 		keep_header(c);
+	if (c->introduced) {
+		keep_last(c->backend, "[XCLIENT ", 9);
+		keep_last(c->backend, c->introduction, strlen(c->introduction));
+		keep_last(c->backend, "]", 1);
+	}
+	if (c->wire.tls != NULL) {
+		const char *about = sim_tls_about(c->wire.tls);
+
+		keep_last(c->backend, "[", 1);
+		keep_last(c->backend, about, strlen(about));
+		keep_last(c->backend, "]", 1);
+	}
+	if (c->authenticated)
+		keep_last(c->backend, "[authenticated]", 15);
 }
 
 static void do_data(struct conn *c)
 {
 	if (!c->mail || c->taken == 0) {
-		reply(c, SIM_STAGE_DATA, "503 5.5.1 No recipients %s\r\n",
-		      mark_of(c));
+		conn_reply(c, SIM_STAGE_DATA, "503 5.5.1 No recipients %s\r\n",
+			   mark_of(c));
 		return;
 	}
 	if (c->again && c->fickle == FICKLE_DATA) {
-		reply(c, SIM_STAGE_DATA, "451 4.3.0 Not any more b%u %s\r\n",
-		      c->backend->config.index, mark_of(c));
+		conn_reply(c, SIM_STAGE_DATA,
+			   "451 4.3.0 Not any more b%u %s\r\n",
+			   c->backend->config.index, mark_of(c));
 		return;
 	}
-	struct saying *s = reply(c, SIM_STAGE_DATA, "354 Go on b%u %s\r\n",
-				 c->backend->config.index, mark_of(c));
+	struct saying *s = conn_reply(c, SIM_STAGE_DATA, "354 Go on b%u %s\r\n",
+				      c->backend->config.index, mark_of(c));
 	if (s == NULL || s->code != 354)
 		return;
 	c->reading = READ_DATA;
@@ -752,17 +716,17 @@ static void body_ends(struct conn *c)
 	if (c->answered) {
 		c->answered = false;
 		c->reading = READ_COMMANDS;
-		transaction_clear(c);
+		conn_forget(c);
 		return;
 	}
 	c->due++;
 	struct saying *s;
 	if (b->config.eod_busy > 0 && sim_chance(b->sim, b->config.eod_busy)) {
-		s = reply(c, SIM_STAGE_EOD, "%s", strained);
+		s = conn_reply(c, SIM_STAGE_EOD, "%s", strained);
 	} else {
-		s = reply(c, SIM_STAGE_EOD,
-			  "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
-			  b->config.index, mark_of(c), b->config.index);
+		s = conn_reply(c, SIM_STAGE_EOD,
+			       "250 2.0.0 Ok: queued as Q%u%s b%u\r\n",
+			       b->config.index, mark_of(c), b->config.index);
 	}
 	if (s != NULL) {
 		s->final = true;
@@ -771,7 +735,7 @@ static void body_ends(struct conn *c)
 	c->ended = m;
 	if (c->reading != READ_NOTHING)
 		c->reading = READ_COMMANDS;
-	transaction_clear(c);
+	conn_forget(c);
 }
 
 static void do_bdat(struct conn *c, const char *arg)
@@ -792,6 +756,7 @@ static void do_command(struct conn *c, char *line)
 	size_t verb_len = strcspn(line, " ");
 	const char *arg = line[verb_len] == ' ' ? line + verb_len + 1 : "";
 
+	who_line(c, line);
 	if (c->greet_due)
 		sim_violation(b->sim, "backend b%u: \"%s\" before the greeting",
 			      b->config.index, line);
@@ -817,19 +782,20 @@ static void do_command(struct conn *c, char *line)
 	else if (strcasecmp(line, "BDAT") == 0)
 		do_bdat(c, arg);
 	else if (strcasecmp(line, "RSET") == 0) {
-		transaction_clear(c);
-		say_later(c, "250 2.0.0 Ok\r\n", 14, usual_delay(c))->last =
+		conn_forget(c);
+		conn_say(c, "250 2.0.0 Ok\r\n", 14, usual_delay(c))->last =
 			true;
 	} else if (strcasecmp(line, "QUIT") == 0) {
-		struct saying *s = say_later(c, "221 2.0.0 Bye\r\n", 15,
-					     usual_delay(c));
+		struct saying *s = conn_say(c, "221 2.0.0 Bye\r\n", 15,
+					    usual_delay(c));
 
 		s->last = true;
 		s->bye = true;
 		c->reading = READ_NOTHING;
-	} else
+	} else if (!who_command(c, line, arg)) {
 		sim_violation(b->sim, "backend b%u: what is \"%s %s\"?",
 			      b->config.index, line, arg);
+	}
 }
 
 /* --- octets in --- */
@@ -837,13 +803,13 @@ static void do_command(struct conn *c, char *line)
 /* The reply in the middle of a body, if that is the deed. */
 static void body_deed(struct conn *c)
 {
-	if (!deed_is_due(c, SIM_STAGE_BODY))
+	if (!conn_deed_is_due(c, SIM_STAGE_BODY))
 		return;
 	/* A 2xx in mid-chunk is taken for the reply to the chunk. */
 	if (c->deed.kind == SIM_DEED_SAY && c->deed.text[0] < '4')
 		lie(c);
 
-	struct saying *s = do_deed(c, "", 0);
+	struct saying *s = conn_do_deed(c, "", 0);
 	if ((c->deed.kind != SIM_DEED_SAY && c->deed.kind != SIM_DEED_BYE) ||
 	    s == NULL)
 		return;
@@ -952,11 +918,11 @@ static size_t take_chunk(struct conn *c, const uint8_t *data, size_t len)
 	}
 	c->reading = READ_COMMANDS;
 	if (willing) {
-		reply(c, SIM_STAGE_DATA, "250 2.0.0 Chunk b%u %s\r\n",
-		      c->backend->config.index, mark_of(c));
+		conn_reply(c, SIM_STAGE_DATA, "250 2.0.0 Chunk b%u %s\r\n",
+			   c->backend->config.index, mark_of(c));
 	} else {
-		reply(c, SIM_STAGE_DATA, "503 5.5.1 No recipients %s\r\n",
-		      mark_of(c));
+		conn_reply(c, SIM_STAGE_DATA, "503 5.5.1 No recipients %s\r\n",
+			   mark_of(c));
 	}
 	return n;
 }
@@ -982,7 +948,10 @@ static size_t take_line(struct conn *c, const uint8_t *data, size_t len)
 		}
 		c->line[c->line_len < 2 ? 0 : c->line_len - 2] = '\0';
 		c->line_len = 0;
-		do_command(c, c->line);
+		if (c->reading == READ_AUTH)
+			who_auth_line(c, c->line);
+		else
+			do_command(c, c->line);
 		return n + 1;
 	}
 	return len;
@@ -1021,18 +990,31 @@ static size_t take_header(struct conn *c, const uint8_t *data, size_t len)
 			sim_violation(c->backend->sim,
 				      "backend b%u: no PROXY header comes",
 				      c->backend->config.index);
-		} else if (n < len) {
+		} else if (n < len &&
+			   c->backend->config.secrecy != SIM_SECRECY_IMPLICIT) {
 			sim_violation(
 				c->backend->sim,
 				"backend b%u: something follows the PROXY "
 				"header before the greeting",
 				c->backend->config.index);
 		}
-		if (c->slot)
-			greet(c);
+		if (c->backend->config.secrecy == SIM_SECRECY_IMPLICIT)
+			who_secure(c);
+		else
+			conn_ready(c);
 		break;
 	}
 	return n;
+}
+
+static void take_haste(const struct conn *c)
+{
+	if (c->lying)
+		return;
+	sim_violation(c->backend->sim,
+		      "backend b%u: something is said behind STARTTLS before "
+		      "its answer",
+		      c->backend->config.index);
 }
 
 static void take(struct conn *c, const uint8_t *data, size_t len)
@@ -1044,7 +1026,11 @@ static void take(struct conn *c, const uint8_t *data, size_t len)
 		case READ_HEADER:
 			n = take_header(c, data, len);
 			break;
+		case READ_SECRECY:
+			take_haste(c);
+			break;
 		case READ_COMMANDS:
+		case READ_AUTH:
 			n = take_line(c, data, len);
 			break;
 		case READ_DATA:
@@ -1061,24 +1047,27 @@ static void take(struct conn *c, const uint8_t *data, size_t len)
 	}
 }
 
-static void conn_read(struct conn *c)
+/* False: the connection is gone. */
+static bool conn_read(struct conn *c)
 {
 	uint8_t buf[READ_SIZE / 8];
 
 	while (!c->stalled) {
-		size_t n = sim_end_read(c->end, buf, sizeof(buf));
+		size_t n = sim_wire_read(&c->wire, buf, sizeof(buf));
 
+		if (c->shaking && !who_shakes(c))
+			return false;
 		if (n == 0)
 			break;
 		take(c, buf, n);
 	}
+	return true;
 }
 
 static void stall_ends(struct conn *c)
 {
 	c->stalled = false;
-	conn_read(c);
-	if (sim_end_at_fin(c->end))
+	if (conn_read(c) && sim_wire_at_end(&c->wire))
 		conn_close(c, false);
 }
 
@@ -1087,6 +1076,7 @@ static void conn_event(void *owner, struct sim_end *end, enum sim_what what,
 {
 	struct conn *c = owner;
 
+	(void)end;
 	(void)err; /* an end that was accepted never fails to open */
 	switch (what) {
 	case SIM_RST:
@@ -1094,9 +1084,8 @@ static void conn_event(void *owner, struct sim_end *end, enum sim_what what,
 		return;
 	case SIM_DATA:
 	case SIM_FIN:
-		conn_read(c);
 		/* A client that ends its side wants no answers. */
-		if (sim_end_at_fin(end))
+		if (conn_read(c) && sim_wire_at_end(&c->wire))
 			conn_close(c, false);
 		return;
 	case SIM_OPEN:
@@ -1111,29 +1100,51 @@ static void conn_event(void *owner, struct sim_end *end, enum sim_what what,
 #define PICK(sim, list)                                                        \
 	((list)[sim_below((sim), sizeof(list) / sizeof((list)[0]))])
 
-static struct sim_deed any_deed(struct sim *sim)
+/* A stage that connections to this server come through. */
+static enum sim_stage any_stage(const struct sim_backend *b)
 {
+	static const enum sim_stage always[] = {
+		SIM_STAGE_GREET, SIM_STAGE_EHLO, SIM_STAGE_MAIL, SIM_STAGE_RCPT,
+		SIM_STAGE_DATA,  SIM_STAGE_BODY, SIM_STAGE_EOD,
+	};
+	enum sim_stage more[5];
+	uint32_t n = 0;
+
+	if (b->config.secrecy == SIM_SECRECY_STARTTLS)
+		more[n++] = SIM_STAGE_STARTTLS;
+	if (b->config.secrecy != SIM_SECRECY_NONE)
+		more[n++] = SIM_STAGE_HANDSHAKE;
+	if (b->config.introduces)
+		more[n++] = SIM_STAGE_XCLIENT;
+	if (b->config.auth != NULL) {
+		more[n++] = SIM_STAGE_CHALLENGE;
+		more[n++] = SIM_STAGE_AUTH;
+	}
+	if (n > 0 && sim_chance(b->sim, 300))
+		return more[sim_below(b->sim, n)];
+	return PICK(b->sim, always);
+}
+
+static struct sim_deed any_deed(const struct sim_backend *b)
+{
+	struct sim *sim = b->sim;
 	static const enum sim_deed_kind kinds[] = {
 		SIM_DEED_SAY,     SIM_DEED_SAY,   SIM_DEED_SAY,
 		SIM_DEED_BYE,     SIM_DEED_BYE,   SIM_DEED_GARBAGE,
 		SIM_DEED_FIN,     SIM_DEED_RST,   SIM_DEED_SILENCE,
 		SIM_DEED_EXTRA,   SIM_DEED_SPLIT, SIM_DEED_SLOW,
 		SIM_DEED_ENDLESS, SIM_DEED_LINES, SIM_DEED_LATER,
-		SIM_DEED_STALL,   SIM_DEED_LESS,
-	};
-	static const enum sim_stage stages[] = {
-		SIM_STAGE_GREET, SIM_STAGE_EHLO, SIM_STAGE_MAIL, SIM_STAGE_RCPT,
-		SIM_STAGE_DATA,  SIM_STAGE_BODY, SIM_STAGE_EOD,
+		SIM_DEED_STALL,   SIM_DEED_LESS,  SIM_DEED_TAMPER,
 	};
 	struct sim_deed d = {
 		.kind = PICK(sim, kinds),
-		.stage = PICK(sim, stages),
+		.stage = any_stage(b),
 		.after_us = sim_below(sim, 20 * SIM_SECOND),
 	};
 
 	switch (d.kind) {
 	case SIM_DEED_SAY:
-		if (d.stage <= SIM_STAGE_EHLO)
+		if (d.stage <= SIM_STAGE_EHLO || d.stage > SIM_STAGE_EOD)
 			d.text = PICK(sim, busy_texts);
 		else
 			d.text = PICK(sim, later_texts);
@@ -1146,8 +1157,10 @@ static struct sim_deed any_deed(struct sim *sim)
 		d.text = PICK(sim, busy_texts);
 		break;
 	case SIM_DEED_EXTRA:
-		d.text = sim_chance(sim, 500) ? "250 2.0.0 and more\r\n"
-					      : "451 4.3.0 and more\r\n";
+		d.text = d.stage == SIM_STAGE_STARTTLS
+				 ? "250-injected.test\r\n250 SIZE 1\r\n"
+			 : sim_chance(sim, 500) ? "250 2.0.0 and more\r\n"
+						: "451 4.3.0 and more\r\n";
 		break;
 	case SIM_DEED_LESS:
 	case SIM_DEED_NONE:
@@ -1159,6 +1172,7 @@ static struct sim_deed any_deed(struct sim *sim)
 	case SIM_DEED_ENDLESS:
 	case SIM_DEED_LINES:
 	case SIM_DEED_STALL:
+	case SIM_DEED_TAMPER:
 		break;
 	}
 	return d;
@@ -1173,13 +1187,19 @@ static struct sim_deed next_deed(struct sim_backend *b)
 						      : good;
 	if (!sim_chance(b->sim, b->config.deed_chance))
 		return good;
-	return any_deed(b->sim);
+	return any_deed(b);
 }
 
 static void greet(struct conn *c)
 {
-	reply(c, SIM_STAGE_GREET, "220 b%u.test ESMTP ready\r\n",
-	      c->backend->config.index);
+	conn_reply(c, SIM_STAGE_GREET, "220 b%u.test ESMTP ready\r\n",
+		   c->backend->config.index);
+}
+
+void conn_ready(struct conn *c)
+{
+	if (c->slot || c->turned)
+		greet(c);
 }
 
 /* There is no slot for it. */
@@ -1198,7 +1218,9 @@ static void turn_away(struct conn *c)
 		.stage = SIM_STAGE_GREET,
 		.text = text != NULL ? text : busy_texts[0],
 	};
-	greet(c);
+	c->turned = c->shaking || b->config.secrecy == SIM_SECRECY_IMPLICIT;
+	if (!c->turned)
+		greet(c);
 }
 
 static enum sim_answer on_accept(void *owner, struct sim_end *end)
@@ -1224,7 +1246,7 @@ static enum sim_answer on_accept(void *owner, struct sim_end *end)
 	if (c == NULL)
 		abort();
 	c->backend = b;
-	c->end = end;
+	sim_wire_open(&c->wire, b->sim, end);
 	c->deed = next_deed(b);
 	c->came_us = sim_now_us(b->sim);
 	static const enum fickle fickles[] = { FICKLE_EHLO, FICKLE_RCPT,
@@ -1238,6 +1260,8 @@ static enum sim_answer on_accept(void *owner, struct sim_end *end)
 	c->prev->next = c->next->prev = c;
 	c->greet_due = true;
 	c->reading = b->config.proxy > 0 ? READ_HEADER : READ_COMMANDS;
+	if (b->config.proxy == 0 && b->config.secrecy == SIM_SECRECY_IMPLICIT)
+		who_secure(c);
 	b->seen++;
 	b->open++;
 	sim_end_adopt(end, conn_event, c);

@@ -24,6 +24,11 @@ enum sim_stage {
 	SIM_STAGE_DATA, /* the 354, or a chunk's 250 */
 	SIM_STAGE_BODY, /* in the middle of it */
 	SIM_STAGE_EOD,
+	SIM_STAGE_STARTTLS,
+	SIM_STAGE_HANDSHAKE, /* in place of its part of one */
+	SIM_STAGE_XCLIENT,
+	SIM_STAGE_CHALLENGE, /* a 334 */
+	SIM_STAGE_AUTH,      /* the verdict */
 	SIM_STAGES,
 };
 
@@ -43,6 +48,7 @@ enum sim_deed_kind {
 	SIM_DEED_LINES,   /* a reply of many lines */
 	SIM_DEED_STALL,   /* does not read for after_us */
 	SIM_DEED_LESS,    /* EHLO: offers PIPELINING and SIZE, and no more */
+	SIM_DEED_TAMPER,  /* its reply, in a record with a wrong octet */
 };
 
 struct sim_deed {
@@ -70,6 +76,12 @@ enum sim_offer {
 	SIM_OFFER_ALL = (1 << 7) - 1,
 };
 
+enum sim_secrecy {
+	SIM_SECRECY_NONE,
+	SIM_SECRECY_STARTTLS, /* is offered */
+	SIM_SECRECY_IMPLICIT, /* TLS from the first octet */
+};
+
 struct sim_backend_config {
 	unsigned index;
 	union sim_addr addr;
@@ -87,12 +99,24 @@ struct sim_backend_config {
 	bool header;           /* weir is to put a trace field into mail */
 	unsigned proxy;        /* a PROXY header of this version must come, and
 				  stands in brackets in front of the last */
+	enum sim_secrecy secrecy;
+	bool old_tls;     /* 1.2 */
+	bool wrong_paper; /* its certificate is nobody's */
+	bool no_clear;    /* weir was told: no mail to it in the clear */
+	bool no_strange;  /* weir was told: none if its certificate is wrong */
+	/* What it offers behind XCLIENT; NULL: that it does not. */
+	const char *xclient;
+	bool introduces;    /* weir was told to say XCLIENT before mail */
+	const char *auth;   /* the mechanisms that it offers; NULL: none */
+	bool auth_in_clear; /* even in the clear */
+	bool closed;        /* no mail to anybody's domain under .invalid */
 	/* Per mille. */
-	unsigned moody;       /* of connections: refused as if it were full */
-	unsigned deed_chance; /* of connections */
-	unsigned fickle;      /* of connections: refuses what was taken before
+	unsigned auth_refuses; /* of dialogues: 535 */
+	unsigned moody;        /* of connections: refused as if it were full */
+	unsigned deed_chance;  /* of connections */
+	unsigned fickle;       /* of connections: refuses what was taken before
 				 of the same message, or offers less */
-	unsigned eod_busy;    /* of ends of data: 452 4.3.1 */
+	unsigned eod_busy;     /* of ends of data: 452 4.3.1 */
 	/* Scripted instead of random: the nth connection does deeds[n]. */
 	const struct sim_deed *deeds;
 	unsigned deed_count;

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/sim/sim_auth.h"
 #include "tests/sim/sim_io.h"
 
 enum {
@@ -280,12 +281,24 @@ void check_named(struct check *check, const struct check_message *m,
 	if (m->client >= check->client_count)
 		return; /* nobody has told where it comes from */
 	const union sim_addr *a = &check->clients[m->client];
-	if (sim_addr_equal(&named->sa, &a->sa))
+	union sim_addr is_named = *named;
+	/* The port stands at the same place in both families. */
+	if (named->in.sin_port == 0)
+		is_named.in.sin_port = a->in.sin_port;
+	if (sim_addr_equal(&is_named.sa, &a->sa))
 		return;
 	sim_violation(check->sim,
-		      "backend b%u: a header named %s for %s, who is %s",
+		      "backend b%u: it was told of %s for %s, who is %s",
 		      backend, sim_addr_text(&named->sa, said, sizeof(said)),
 		      m->mark, sim_addr_text(&a->sa, is, sizeof(is)));
+}
+
+void check_shown(struct check *check, const char *where, const char *text,
+		 size_t len)
+{
+	if (sim_auth_leaks(text, len))
+		sim_violation(check->sim, "credentials in %s: %.*s", where,
+			      len < 300 ? (int)len : 300, text);
 }
 
 /* --- clients --- */
@@ -475,6 +488,7 @@ void check_log(struct check *check, const char *text, size_t len)
 
 	if (memchr(text, '\n', len) != NULL || memchr(text, '\r', len) != NULL)
 		sim_violation(check->sim, "a log line has a line end in it");
+	check_shown(check, "the log", text, len);
 	if (!log_is_session(text, len))
 		return;
 	size_t client_len = log_value(text, len, "client", &client);

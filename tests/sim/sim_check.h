@@ -34,11 +34,12 @@ struct check_message {
 	size_t body_len;
 	bool chunked; /* BDAT */
 	bool null_sender;
-	bool flawed;       /* no backend may ever be given its end */
-	bool whole;        /* the end of the data was sent */
-	unsigned rcpts;    /* said */
-	unsigned rcpts_ok; /* bit k: the client read 2xx for recipient k */
-	unsigned code;     /* what the client read for the end of data */
+	bool authenticated; /* the client had been, when it said MAIL */
+	bool flawed;        /* no backend may ever be given its end */
+	bool whole;         /* the end of the data was sent */
+	unsigned rcpts;     /* said */
+	unsigned rcpts_ok;  /* bit k: the client read 2xx for recipient k */
+	unsigned code;      /* what the client read for the end of data */
 
 	/* The backends' side. */
 	unsigned ends;     /* how often the end of data reached a backend */
@@ -87,9 +88,13 @@ void check_final(struct check *check, struct check_message *m, unsigned code,
 /* A trace field stood in front of the body; m may be NULL. */
 void check_trace(struct check *check, const struct check_message *m,
 		 unsigned backend, const char *field, size_t len);
-/* A PROXY header named this address and port for the connection it came by. */
+/* This address, and port if not 0, was named for the connection it came by. */
 void check_named(struct check *check, const struct check_message *m,
 		 unsigned backend, const union sim_addr *named);
+
+/* May this be shown or told to whoever reads `where`?  No credentials may. */
+void check_shown(struct check *check, const char *where, const char *text,
+		 size_t len);
 
 /* --- what clients tell --- */
 

@@ -9,6 +9,7 @@
 #include "health/health.h"
 #include "proxy/config.h"
 #include "tests/sim/sim_heap.h"
+#include "tests/sim/sim_tls.h"
 
 enum {
 	IDLE_TURNS_MAX = 2000,             /* in a row, without an event */
@@ -163,6 +164,7 @@ bool world_start(struct world *w, uint64_t seed,
 {
 	*w = (struct world){ .sim = sim_new(seed, faults) };
 	sim_trace_to(w->sim, trace);
+	sim_tls_enter(w->sim, seed);
 	w->check = check_new(w->sim);
 	for (unsigned i = 0; i < WORLD_BACKENDS_MAX; i++)
 		w->backend_addrs[i] = world_backend_addr(i);
@@ -201,6 +203,7 @@ void world_free(struct world *w)
 	for (unsigned i = 0; i < w->house_count; i++)
 		house_free(&w->houses[i]);
 	check_free(&w->check);
+	sim_tls_leave();
 	sim_free(&w->sim);
 }
 
