@@ -61,7 +61,7 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
 
 # Decisions: no kernel, no clock, no allocation (checked by `make purity`).
 PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
-          session_hold.c session_reply.c session_auth.c upstream.c \
+          session_hold.c session_reply.c session_auth.c upstream.c xclient.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
           hold.c trace.c proxyproto.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
@@ -123,7 +123,8 @@ NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
                      admission.c cidr.c stats.c) balancer/busy.c \
                    tests/unit/session_model.c
 NEEDS_session_hold := $(NEEDS_session)
-NEEDS_upstream  := proxy/upstream.c proxy/smtp.c balancer/busy.c
+NEEDS_upstream  := proxy/upstream.c proxy/xclient.c proxy/cidr.c proxy/smtp.c balancer/busy.c
+NEEDS_xclient   := proxy/xclient.c proxy/cidr.c proxy/smtp.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 NEEDS_sim_tls   := $(addprefix tests/sim/,sim_net.c sim_talk.c sim_tls.c sim_wire.c) \
                    tests/unit/tls_certs.c
@@ -178,6 +179,7 @@ FUZZ_NEEDS_session := $(CORE) $(wildcard tests/fuzz/session_*.c) \
             sim_auth.c sim_tls.c sim_wire.c) tests/unit/tls_certs.c
 FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text $(LIBS_tls)
 FUZZ_NEEDS_tls := $(NEEDS_tls)
+FUZZ_NEEDS_upstream := $(NEEDS_upstream)
 FUZZ_LDFLAGS_tls := $(LIBS_tls)
 $(FUZZERS:%=$(B)/fuzz_%): $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o \
 		$$(call obj,$$(or $$(FUZZ_NEEDS_$$*),$(PURE)))

@@ -3,19 +3,30 @@
 #include <assert.h>
 #include <string.h>
 
-void upstream_begin(struct upstream *u, const char *name, size_t name_len,
+void upstream_begin(struct upstream *u, const struct upstream_order *order,
 		    const struct upstream_timeouts *timeouts, int64_t now_ms)
 {
-	assert(name_len > 0);
-	assert(name_len <= SMTP_DOMAIN_MAX);
+	assert(order->name_len > 0);
+	assert(order->name_len <= SMTP_DOMAIN_MAX);
+	assert(!order->tcp || order->tls == UPSTREAM_CLEAR || order->implicit);
+	assert(!order->tcp || order->who == NULL);
 	assert(timeouts != NULL);
 
 	u->state = UPSTREAM_CONNECTING;
 	u->stage = BUSY_STAGE_TCP;
+	u->unfit = UPSTREAM_NO_STARTTLS;
 	u->reading = false;
 	u->unasked = false;
 	u->surplus = false;
 	u->chunk_open = false;
+	u->secured = false;
+	u->tls_refused = false;
+	u->introduce = order->who != NULL;
+	u->greeted = false;
+	u->implicit = order->implicit;
+	u->tcp = order->tcp;
+	u->tls = order->tls;
+	u->hellos = 0;
 	u->ehlo = (struct smtp_ehlo){ 0 };
 	u->deadline_ms = now_ms + timeouts->connect_ms;
 	u->due = 0;
@@ -24,32 +35,126 @@ void upstream_begin(struct upstream *u, const char *name, size_t name_len,
 	u->say = NULL;
 	u->say_len = 0;
 	u->raw_len = 0;
-	memcpy(u->name, name, name_len);
-	u->name[name_len] = '\0';
+	if (order->who != NULL)
+		u->who = *order->who;
+	memcpy(u->name, order->name, order->name_len);
+	u->name[order->name_len] = '\0';
+}
+
+static void await(struct upstream *u, enum upstream_state state, int64_t in_ms,
+		  int64_t now_ms)
+{
+	u->state = state;
+	u->deadline_ms = now_ms + in_ms;
 }
 
 void upstream_connected(struct upstream *u, int64_t now_ms)
 {
 	assert(u->state == UPSTREAM_CONNECTING);
-	u->state = UPSTREAM_GREETING;
-	u->deadline_ms = now_ms + u->timeouts->greeting_ms;
+	if (u->implicit)
+		await(u, UPSTREAM_TLS, u->timeouts->tls_ms, now_ms);
+	else
+		await(u, UPSTREAM_GREETING, u->timeouts->greeting_ms, now_ms);
 }
 
-static void say(struct upstream *u, const char *verb)
+static enum upstream_said say(struct upstream *u, const char *words, size_t len)
 {
-	size_t verb_len = strlen(verb);
+	u->say = words;
+	u->say_len = (uint16_t)len;
+	return UPSTREAM_SAY;
+}
+
+static_assert(SMTP_DOMAIN_MAX + 7 <= XCLIENT_LINE_MAX, "EHLO fits into .line");
+
+static enum upstream_said say_hello(struct upstream *u,
+				    enum upstream_state state, int64_t now_ms)
+{
+	const char *verb = state == UPSTREAM_EHLO ? "EHLO " : "HELO ";
 	size_t name_len = strlen(u->name);
 
-	memcpy(u->line, verb, verb_len);
-	memcpy(u->line + verb_len, u->name, name_len);
-	memcpy(u->line + verb_len + name_len, "\r\n", 2);
-	u->say = u->line;
-	u->say_len = (uint16_t)(verb_len + name_len + 2);
+	await(u, state, u->timeouts->helo_ms, now_ms);
+	u->hellos++;
+	u->ehlo = (struct smtp_ehlo){ 0 };
+	memcpy(u->line, verb, 5);
+	memcpy(u->line + 5, u->name, name_len);
+	memcpy(u->line + 5 + name_len, "\r\n", 2);
+	return say(u, u->line, name_len + 7);
+}
+
+static enum upstream_said unfit(struct upstream *u, enum upstream_unfit why)
+{
+	u->unfit = why;
+	return UPSTREAM_UNFIT;
+}
+
+static enum upstream_said say_xclient(struct upstream *u, int64_t now_ms)
+{
+	size_t len = xclient_write(u->line, u->ehlo.xclient, &u->who);
+
+	if (len == 0)
+		return unfit(u, UPSTREAM_NO_XCLIENT);
+	u->introduce = false;
+	await(u, UPSTREAM_XCLIENT, u->timeouts->helo_ms, now_ms);
+	return say(u, u->line, len);
+}
+
+static enum upstream_said be_ready(struct upstream *u)
+{
+	assert(u->secured || !u->implicit);
+	assert(u->secured || u->tls != UPSTREAM_TLS_MUST);
+	u->state = UPSTREAM_READY;
+	u->deadline_ms = INT64_MAX;
+	return UPSTREAM_IS_READY;
+}
+
+/*
+ * What comes next, now that it has answered EHLO.  XCLIENT behind STARTTLS:
+ * TLS outlives XCLIENT, and not the other way round.
+ */
+static enum upstream_said go_on(struct upstream *u, int64_t now_ms)
+{
+	if (u->tls != UPSTREAM_CLEAR && !u->secured && !u->tls_refused) {
+		if (u->ehlo.ext & SMTP_EXT_STARTTLS) {
+			await(u, UPSTREAM_STARTTLS, u->timeouts->helo_ms,
+			      now_ms);
+			return say(u, "STARTTLS\r\n", 10);
+		}
+		if (u->tls == UPSTREAM_TLS_MUST)
+			return unfit(u, UPSTREAM_NO_STARTTLS);
+	}
+	if (u->introduce)
+		return say_xclient(u, now_ms);
+	return be_ready(u);
+}
+
+enum upstream_said upstream_secured(struct upstream *u, int64_t now_ms)
+{
+	assert(u->state == UPSTREAM_TLS);
+	assert(!u->secured);
+	assert(!u->reading);
+	u->secured = true;
+	if (u->greeted)
+		return say_hello(u, UPSTREAM_EHLO, now_ms);
+	await(u, UPSTREAM_GREETING, u->timeouts->greeting_ms, now_ms);
+	return UPSTREAM_MORE;
+}
+
+enum upstream_said upstream_introduce(struct upstream *u,
+				      const struct xclient *who, int64_t now_ms)
+{
+	assert(u->state == UPSTREAM_READY);
+	assert(u->due == 0);
+	assert(!u->tcp);
+	if (u->reading || u->surplus)
+		return UPSTREAM_GARBAGE;
+	u->who = *who;
+	return say_xclient(u, now_ms);
 }
 
 static int64_t patience(const struct upstream *u, enum busy_stage stage)
 {
 	switch (stage) {
+	case BUSY_STAGE_AUTH: /* a directory may be asked, as for a sender */
 	case BUSY_STAGE_MAIL:
 		return u->timeouts->mail_ms;
 	case BUSY_STAGE_RCPT:
@@ -63,7 +168,6 @@ static int64_t patience(const struct upstream *u, enum busy_stage stage)
 	case BUSY_STAGE_EHLO:
 	case BUSY_STAGE_XCLIENT:
 	case BUSY_STAGE_STARTTLS:
-	case BUSY_STAGE_AUTH:
 	case BUSY_STAGE_IDLE:
 	case BUSY_STAGES:
 		break;
@@ -94,6 +198,8 @@ void upstream_sent(struct upstream *u, enum busy_stage stage, int64_t now_ms)
 {
 	assert(u->state == UPSTREAM_READY);
 	assert(u->due < UPSTREAM_PIPELINE_MAX);
+	assert(stage != BUSY_STAGE_AUTH || u->due == 0);
+	assert(upstream_awaits(u) != BUSY_STAGE_AUTH);
 	u->stages[(u->first + u->due) % UPSTREAM_PIPELINE_MAX] = (uint8_t)stage;
 	u->due++;
 	if (u->due == 1)
@@ -112,6 +218,8 @@ unsigned upstream_room(const struct upstream *u)
 
 	if (u->ehlo.ext & SMTP_EXT_PIPELINING)
 		most = UPSTREAM_PIPELINE_MAX;
+	if (upstream_awaits(u) == BUSY_STAGE_AUTH)
+		most = 0;
 	return u->due < most ? most - u->due : 0;
 }
 
@@ -120,6 +228,11 @@ enum busy_stage upstream_awaits(const struct upstream *u)
 	switch (u->state) {
 	case UPSTREAM_CONNECTING:
 		return BUSY_STAGE_TCP;
+	case UPSTREAM_TLS:
+	case UPSTREAM_STARTTLS:
+		return BUSY_STAGE_STARTTLS;
+	case UPSTREAM_XCLIENT:
+		return BUSY_STAGE_XCLIENT;
 	case UPSTREAM_GREETING:
 		return BUSY_STAGE_GREET;
 	case UPSTREAM_EHLO:
@@ -138,11 +251,10 @@ enum busy_stage upstream_awaits(const struct upstream *u)
 void upstream_quit(struct upstream *u, int64_t now_ms)
 {
 	assert(u->state != UPSTREAM_CONNECTING);
+	assert(u->state != UPSTREAM_TLS);
 	assert(u->state != UPSTREAM_QUITTING);
-	u->state = UPSTREAM_QUITTING;
-	u->deadline_ms = now_ms + u->timeouts->quit_ms;
-	u->say = "QUIT\r\n";
-	u->say_len = 6;
+	await(u, UPSTREAM_QUITTING, u->timeouts->quit_ms, now_ms);
+	(void)say(u, "QUIT\r\n", 6);
 }
 
 static enum upstream_said greeted(struct upstream *u, int64_t now_ms)
@@ -152,10 +264,8 @@ static enum upstream_said greeted(struct upstream *u, int64_t now_ms)
 		return UPSTREAM_REFUSED;
 	if (u->reply.code >= 300)
 		return UPSTREAM_GARBAGE;
-	u->state = UPSTREAM_EHLO;
-	u->deadline_ms = now_ms + u->timeouts->helo_ms;
-	say(u, "EHLO ");
-	return UPSTREAM_SAY;
+	u->greeted = true;
+	return u->tcp ? be_ready(u) : say_hello(u, UPSTREAM_EHLO, now_ms);
 }
 
 /* A server that knows no EHLO says so with 500 to 504; RFC 5321, 3.2. */
@@ -165,17 +275,43 @@ static enum upstream_said ehlo_answered(struct upstream *u, int64_t now_ms)
 	if (u->reply.code / 100 == 2) {
 		if (u->state == UPSTREAM_EHLO)
 			u->ehlo = u->reply.ehlo;
-		u->state = UPSTREAM_READY;
-		u->deadline_ms = INT64_MAX;
-		return UPSTREAM_IS_READY;
+		return go_on(u, now_ms);
 	}
 	if (u->state == UPSTREAM_EHLO && u->reply.code >= 500 &&
-	    u->reply.code <= 504 && u->reply.code != 503) {
-		u->state = UPSTREAM_HELO;
-		u->deadline_ms = now_ms + u->timeouts->helo_ms;
-		say(u, "HELO ");
-		return UPSTREAM_SAY;
+	    u->reply.code <= 504 && u->reply.code != 503)
+		return say_hello(u, UPSTREAM_HELO, now_ms);
+	return u->reply.code >= 400 ? UPSTREAM_REFUSED : UPSTREAM_GARBAGE;
+}
+
+/*
+ * 220 and nothing else: with another 2xx nobody knows who begins to speak
+ * TLS.  A refusal leaves the connection as it was (RFC 3207, section 4), but
+ * 421 ends it.
+ */
+static enum upstream_said starttls_answered(struct upstream *u, int64_t now_ms)
+{
+	u->stage = BUSY_STAGE_STARTTLS;
+	if (u->reply.code == 220) {
+		await(u, UPSTREAM_TLS, u->timeouts->tls_ms, now_ms);
+		return UPSTREAM_HANDSHAKE;
 	}
+	if (u->reply.code < 400)
+		return UPSTREAM_GARBAGE;
+	if (u->tls == UPSTREAM_TLS_MUST || u->reply.code == 421)
+		return UPSTREAM_REFUSED;
+	u->tls_refused = true;
+	return go_on(u, now_ms);
+}
+
+/*
+ * 220 greets the new client.  After anything else the identity from before is
+ * still in force, so nothing more may be said for this one.
+ */
+static enum upstream_said xclient_answered(struct upstream *u, int64_t now_ms)
+{
+	u->stage = BUSY_STAGE_XCLIENT;
+	if (u->reply.code == 220)
+		return say_hello(u, UPSTREAM_EHLO, now_ms);
 	return u->reply.code >= 400 ? UPSTREAM_REFUSED : UPSTREAM_GARBAGE;
 }
 
@@ -201,12 +337,17 @@ static enum upstream_said whole_reply(struct upstream *u, int64_t now_ms)
 	case UPSTREAM_EHLO:
 	case UPSTREAM_HELO:
 		return ehlo_answered(u, now_ms);
+	case UPSTREAM_STARTTLS:
+		return starttls_answered(u, now_ms);
+	case UPSTREAM_XCLIENT:
+		return xclient_answered(u, now_ms);
 	case UPSTREAM_READY:
 		return answered(u, now_ms);
 	case UPSTREAM_QUITTING:
 		/* QUIT may stand behind commands that are not answered yet. */
 		return u->due > 0 ? answered(u, now_ms) : UPSTREAM_BYE;
 	case UPSTREAM_CONNECTING:
+	case UPSTREAM_TLS:
 		break;
 	}
 	return UPSTREAM_GARBAGE;
@@ -215,7 +356,9 @@ static enum upstream_said whole_reply(struct upstream *u, int64_t now_ms)
 /*
  * A reply has ended; more: octets stand behind it.  If nothing is due any
  * more, nobody asked for them, whatever is sent before they are read: taken
- * for replies they would shift all that follow.
+ * for replies they would shift all that follow, and behind the 220 to
+ * STARTTLS they would be believed to have come through TLS.  What a backend
+ * says to a client of its own is not judged here.
  */
 static enum upstream_said ended(struct upstream *u, bool more, int64_t now_ms)
 {
@@ -223,7 +366,8 @@ static enum upstream_said ended(struct upstream *u, bool more, int64_t now_ms)
 
 	if (!more || u->due > 0)
 		return said;
-	if (said == UPSTREAM_SAY || said == UPSTREAM_IS_READY)
+	if (said == UPSTREAM_SAY || said == UPSTREAM_HANDSHAKE ||
+	    (said == UPSTREAM_IS_READY && !u->tcp))
 		return UPSTREAM_GARBAGE;
 	u->surplus = true;
 	return said;
@@ -232,7 +376,8 @@ static enum upstream_said ended(struct upstream *u, bool more, int64_t now_ms)
 /* Keep the octets of a reply that will be relayed; false: there are too many. */
 static bool keep(struct upstream *u, const uint8_t *buf, size_t len)
 {
-	if (u->state != UPSTREAM_READY && u->state != UPSTREAM_QUITTING)
+	if (u->state != UPSTREAM_READY && u->state != UPSTREAM_QUITTING &&
+	    !u->tcp)
 		return true;
 	if (len > sizeof(u->raw) - u->raw_len)
 		return false;
@@ -245,6 +390,7 @@ enum upstream_said upstream_feed(struct upstream *u, const uint8_t *buf,
 				 size_t len, int64_t now_ms, size_t *used)
 {
 	assert(u->state != UPSTREAM_CONNECTING);
+	assert(u->state != UPSTREAM_TLS);
 	*used = 0;
 	if (len == 0)
 		return UPSTREAM_MORE;

@@ -228,6 +228,7 @@ static void take_config(struct worker *w, const struct config *config)
 		.connect_ms = t->backend_connect_ms,
 		.greeting_ms = t->backend_greeting_ms,
 		.helo_ms = t->backend_helo_ms,
+		.tls_ms = t->handshake_ms,
 		.mail_ms = t->backend_mail_ms,
 		.rcpt_ms = t->backend_rcpt_ms,
 		.data_ms = t->backend_data_ms,

@@ -532,7 +532,7 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 	case UPSTREAM_MORE:
 		return;
 	case UPSTREAM_SAY:
-		if (u->state == UPSTREAM_EHLO)
+		if (u->state == UPSTREAM_EHLO && u->hellos == 1)
 			greeted(w, v);
 		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
 			server_speak_up(w, v);
@@ -551,6 +551,8 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 	case UPSTREAM_EARLY:
 		replied(w, v, SESSION_IN_EARLY);
 		return;
+	case UPSTREAM_HANDSHAKE:
+	case UPSTREAM_UNFIT:
 	case UPSTREAM_GARBAGE:
 		failed(w, v, BALANCER_GARBLED);
 		return;
@@ -601,14 +603,15 @@ int server_connect(struct worker *w, struct server *v, struct client *c)
 {
 	struct backend *b = server_backend(w, v);
 	const struct sockaddr *source = NULL;
+	struct upstream_order order = { .name = v->name };
 	int result;
 
 	if (b->source_len > 0)
 		source = (const struct sockaddr *)&b->source;
 	v->identity = backend_identity(b);
 	set_name(w, v, c);
-	upstream_begin(&v->upstream, v->name, strlen(v->name), &w->timeouts,
-		       w->now_ms);
+	order.name_len = strlen(v->name);
+	upstream_begin(&v->upstream, &order, &w->timeouts, w->now_ms);
 	v->begun_ms = w->now_ms;
 	/* v itself is counted. */
 	if (atomic_load(&w->weir->sockets) > w->weir->sockets_max)
@@ -850,6 +853,9 @@ void server_timer(struct worker *w, struct server *v)
 		return;
 	case UPSTREAM_EHLO:
 	case UPSTREAM_HELO:
+	case UPSTREAM_TLS:
+	case UPSTREAM_STARTTLS:
+	case UPSTREAM_XCLIENT:
 	case UPSTREAM_READY:
 		failed(w, v, BALANCER_STALLED);
 		return;

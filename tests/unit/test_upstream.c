@@ -22,6 +22,7 @@ static const struct upstream_timeouts timeouts = {
 	.connect_ms = 5000,
 	.greeting_ms = 30000,
 	.helo_ms = 31000,
+	.tls_ms = 7000,
 	.mail_ms = 1000,
 	.rcpt_ms = 2000,
 	.data_ms = 3000,
@@ -31,13 +32,16 @@ static const struct upstream_timeouts timeouts = {
 
 enum kind {
 	END,
-	OCTETS, /* the backend says */
-	SENT,   /* a command of .stage went out */
-	EXPECT, /* what came of it, since the last EXPECT */
-	QUIT,   /* we say QUIT */
-	LATER,  /* .ms pass */
-	DUE_IN, /* the deadline is .ms from now; -1: there is none */
-	CHUNK,  /* .ms: the client owes octets, or no more */
+	OCTETS,  /* the backend says */
+	SENT,    /* a command of .stage went out */
+	EXPECT,  /* what came of it, since the last EXPECT */
+	QUIT,    /* we say QUIT */
+	LATER,   /* .ms pass */
+	DUE_IN,  /* the deadline is .ms from now; -1: there is none */
+	CHUNK,   /* .ms: the client owes octets, or no more */
+	SECURE,  /* the handshake is done */
+	PRESENT, /* another client, by XCLIENT */
+	AWAITS,  /* a reply of .stage is what is awaited */
 };
 
 struct move {
@@ -52,6 +56,7 @@ struct talk {
 	const char *name;
 	const struct move *moves;
 	bool whole_only; /* what matters is that it came at once */
+	const struct upstream_order *order; /* NULL: in clear, for nobody */
 };
 
 #define S(octets)                                                              \
@@ -99,9 +104,84 @@ struct talk {
 						{ .kind = END } },             \
 		.whole_only = true                                             \
 	}
+#define TLS_IS_UP                                                              \
+	{                                                                      \
+		.kind = SECURE                                                 \
+	}
+#define ANOTHER                                                                \
+	{                                                                      \
+		.kind = PRESENT                                                \
+	}
+#define WAITS(in)                                                              \
+	{                                                                      \
+		.kind = AWAITS, .stage = BUSY_STAGE_##in                       \
+	}
+#define TALK_AS(how, title, ...)                                               \
+	{                                                                      \
+		.name = (title),                                               \
+		.moves = (const struct move[]){ __VA_ARGS__,                   \
+						{ .kind = END } },             \
+		.order = &(how)                                                \
+	}
+#define TALK_AS_WHOLE(how, title, ...)                                         \
+	{                                                                      \
+		.name = (title),                                               \
+		.moves = (const struct move[]){ __VA_ARGS__,                   \
+						{ .kind = END } },             \
+		.whole_only = true, .order = &(how)                            \
+	}
 #define READY                                                                  \
 	S("220 hi\r\n"), S("250-x\r\n250 PIPELINING\r\n"),                     \
 		X("EHLO me.test; ready")
+
+#define ME .name = "me.test", .name_len = 7
+
+/* 192.0.2.50, and 2001:db8::7 that says HELO */
+static const struct xclient client = {
+	.esmtp = true,
+	.port = 4711,
+	.dest_port = 25,
+	.addr = { { [10] = 0xff, 0xff, 192, 0, 2, 50 } },
+	.dest = { { [10] = 0xff, 0xff, 203, 0, 113, 1 } },
+	.helo_len = 11,
+	.helo = "client.test",
+};
+static const struct xclient other = {
+	.port = 99,
+	.addr = { { 0x20, 0x01, 0x0d, 0xb8, [15] = 7 } },
+	.helo_len = 5,
+	.helo = "other",
+};
+
+static const struct upstream_order clear = { ME };
+static const struct upstream_order if_offered = {
+	ME,
+	.tls = UPSTREAM_TLS_IF_OFFERED,
+};
+static const struct upstream_order must = { ME, .tls = UPSTREAM_TLS_MUST };
+static const struct upstream_order implicit = { ME, .implicit = true };
+static const struct upstream_order implicit_must = {
+	ME,
+	.implicit = true,
+	.tls = UPSTREAM_TLS_MUST,
+};
+static const struct upstream_order speak_for = { ME, .who = &client };
+static const struct upstream_order if_offered_for = {
+	ME,
+	.tls = UPSTREAM_TLS_IF_OFFERED,
+	.who = &client,
+};
+static const struct upstream_order must_for = {
+	ME,
+	.tls = UPSTREAM_TLS_MUST,
+	.who = &client,
+};
+static const struct upstream_order tcp = { ME, .tcp = true };
+static const struct upstream_order tcp_implicit = {
+	ME,
+	.tcp = true,
+	.implicit = true,
+};
 
 static struct upstream *u;
 static int64_t now_ms;
@@ -133,8 +213,21 @@ static void put_said(enum upstream_said said)
 		assert_memory_equal(u->say + u->say_len - 2, "\r\n", 2);
 		put("%.*s; ", u->say_len - 2, u->say);
 		return;
+	case UPSTREAM_HANDSHAKE:
+		assert_int_equal(u->state, UPSTREAM_TLS);
+		put("handshake; ");
+		return;
 	case UPSTREAM_IS_READY:
 		put("ready; ");
+		if (!u->tcp)
+			return;
+		assert_int_equal(u->raw_len, u->reply.octets);
+		assert_memory_equal(u->raw + u->raw_len - 2, "\r\n", 2);
+		return;
+	case UPSTREAM_UNFIT:
+		put("unfit %s; ",
+		    u->unfit == UPSTREAM_NO_XCLIENT ? "XCLIENT" : "STARTTLS");
+		over = true;
 		return;
 	case UPSTREAM_REFUSED:
 		put("refused %s %u; ", busy_stage_name(u->stage),
@@ -214,19 +307,30 @@ static void say(const struct move *m, long cut, size_t *said)
 	*said += m->len;
 }
 
-static void begin(void)
+static void begin_as(const struct upstream_order *order)
 {
 	/* As a pool gives it: not zeroed. */
 	memset(u, 0x5a, sizeof(*u));
 	now_ms = 1000;
 	words_len = 0;
 	over = surprised = false;
-	upstream_begin(u, "me.test", 7, &timeouts, now_ms);
+	upstream_begin(u, order, &timeouts, now_ms);
 	assert_int_equal(u->deadline_ms, now_ms + timeouts.connect_ms);
 	assert_int_equal(upstream_awaits(u), BUSY_STAGE_TCP);
 	upstream_connected(u, now_ms);
+	if (order->implicit) {
+		assert_int_equal(u->state, UPSTREAM_TLS);
+		assert_int_equal(u->deadline_ms, now_ms + timeouts.tls_ms);
+		assert_int_equal(upstream_awaits(u), BUSY_STAGE_STARTTLS);
+		return;
+	}
 	assert_int_equal(u->deadline_ms, now_ms + timeouts.greeting_ms);
 	assert_int_equal(upstream_awaits(u), BUSY_STAGE_GREET);
+}
+
+static void begin(void)
+{
+	begin_as(&clear);
 }
 
 static void move_on(const struct move *m, long cut, size_t *said)
@@ -260,6 +364,20 @@ static void move_on(const struct move *m, long cut, size_t *said)
 	case CHUNK:
 		upstream_chunk(u, m->ms != 0, now_ms);
 		return;
+	case SECURE:
+		put_said(upstream_secured(u, now_ms));
+		assert_true(u->secured);
+		return;
+	case PRESENT:
+		put_said(upstream_introduce(u, &other, now_ms));
+		return;
+	case AWAITS:
+		if (upstream_awaits(u) != m->stage) {
+			print_error("%s (cut %ld): %s is awaited\n", name, cut,
+				    busy_stage_name(upstream_awaits(u)));
+			surprised = true;
+		}
+		return;
 	case END:
 		return;
 	}
@@ -270,7 +388,7 @@ static bool run(const struct talk *t, long cut)
 	size_t said = 0;
 
 	name = t->name;
-	begin();
+	begin_as(t->order != NULL ? t->order : &clear);
 	for (const struct move *m = t->moves; m->kind != END; m++)
 		move_on(m, cut, &said);
 	return !surprised;
@@ -341,6 +459,204 @@ static void conversations_begin(void **state)
 	RUN(beginnings);
 }
 
+/* ---- TLS ---- */
+
+#define GREETS S("220 hi\r\n")
+#define OFFERS_TLS                                                             \
+	S("250-x\r\n250-STARTTLS\r\n250 PIPELINING\r\n"),                      \
+		X("EHLO me.test; STARTTLS")
+
+static const struct talk secrets[] = {
+	TALK_AS(must, "the good case", GREETS, OFFERS_TLS, IN(31000),
+		WAITS(STARTTLS), S("220 go\r\n"), X("handshake"), IN(7000),
+		WAITS(STARTTLS), AFTER(100), TLS_IS_UP, X("EHLO me.test"),
+		IN(31000), WAITS(EHLO), S("250-x\r\n250 SIZE 5\r\n"),
+		X("ready"), IN(-1), T(MAIL), S("250 a\r\n"), X("MAIL 250")),
+	TALK_AS(must, "offered again within TLS, it is not asked for again",
+		GREETS, OFFERS_TLS, S("220-go\r\n220 on\r\n"), TLS_IS_UP,
+		S("250-x\r\n250 STARTTLS\r\n"),
+		X("handshake; EHLO me.test; ready")),
+	TALK_AS(must, "no EHLO within TLS: HELO", GREETS, OFFERS_TLS,
+		S("220 go\r\n"), TLS_IS_UP, S("502 no\r\n"), S("250 x\r\n"),
+		X("handshake; EHLO me.test; HELO me.test; ready")),
+	TALK_AS(must, "refused within TLS", GREETS, OFFERS_TLS, S("220 go\r\n"),
+		TLS_IS_UP, S("421 busy\r\n"),
+		X("handshake; EHLO me.test; refused EHLO 421")),
+	TALK_AS(must, "demanded, but not offered", GREETS,
+		S("250-x\r\n250 SIZE 5\r\n"),
+		X("EHLO me.test; unfit STARTTLS")),
+	TALK_AS(must, "demanded of one that has no EHLO", GREETS,
+		S("500 what?\r\n"), S("250 STARTTLS\r\n"),
+		X("EHLO me.test; HELO me.test; unfit STARTTLS")),
+	TALK_AS(must, "the server's name is no offer", GREETS,
+		S("250-STARTTLS\r\n250 SIZE\r\n"),
+		X("EHLO me.test; unfit STARTTLS")),
+	TALK_AS(must, "demanded, and refused", GREETS, OFFERS_TLS,
+		S("454 not now\r\n"), X("refused STARTTLS 454")),
+	TALK_AS(must, "demanded, and not known after all", GREETS, OFFERS_TLS,
+		S("502 what?\r\n"), X("refused STARTTLS 502")),
+	TALK_AS(must, "250 to STARTTLS", GREETS, OFFERS_TLS, S("250 ok\r\n"),
+		X("garbage")),
+	TALK_AS(must, "334 to STARTTLS", GREETS, OFFERS_TLS, S("334 go\r\n"),
+		X("garbage")),
+	TALK_AS(if_offered, "garbage to STARTTLS", GREETS, OFFERS_TLS,
+		S("\025\003\001\0\2\2P"), X("garbage")),
+	TALK_AS(if_offered, "250 is no refusal to go on from", GREETS,
+		OFFERS_TLS, S("250 ok\r\n"), X("garbage")),
+	TALK_AS(if_offered, "offered", GREETS, OFFERS_TLS, S("220 go\r\n"),
+		TLS_IS_UP, S("250 x\r\n"), X("handshake; EHLO me.test; ready")),
+	TALK_AS(if_offered, "not offered", GREETS, S("250 x\r\n"),
+		X("EHLO me.test; ready"), IN(-1)),
+	TALK_AS(if_offered, "no EHLO", GREETS, S("500 what?\r\n"),
+		S("250 x\r\n"), X("EHLO me.test; HELO me.test; ready")),
+	TALK_AS(if_offered, "refused for now: on in clear, with what EHLO said",
+		GREETS, OFFERS_TLS, S("454 no\r\n"), X("ready"), IN(-1),
+		T(MAIL), T(RCPT), S("250 a\r\n250 b\r\n"),
+		X("MAIL 250; RCPT 250")),
+	TALK_AS(if_offered, "refused for ever", GREETS, OFFERS_TLS,
+		S("502 no\r\n"), X("ready")),
+	TALK_AS(if_offered, "refused with a goodbye", GREETS, OFFERS_TLS,
+		S("421 no\r\n"), X("refused STARTTLS 421")),
+	TALK_AS_WHOLE(must, "a reply behind 220, in one segment (T3)", GREETS,
+		      OFFERS_TLS, S("220 ready\r\n250-evil.example.test\r\n"),
+		      X("garbage")),
+	TALK_AS_WHOLE(if_offered, "one octet behind 220", GREETS, OFFERS_TLS,
+		      S("220 ready\r\n2"), X("garbage")),
+	TALK_AS_WHOLE(must, "220 to a STARTTLS that was not said yet", GREETS,
+		      S("250-x\r\n250 STARTTLS\r\n220 go\r\n"),
+		      X("EHLO me.test; garbage")),
+	TALK_AS_WHOLE(if_offered, "a reply behind the refusal", GREETS,
+		      OFFERS_TLS, S("454 no\r\n250 x\r\n"), X("garbage")),
+	TALK_AS(implicit, "from the first octet on", AFTER(50), TLS_IS_UP,
+		X(""), IN(30000), WAITS(GREET), GREETS,
+		S("250-x\r\n250 STARTTLS\r\n"), X("EHLO me.test; ready")),
+	TALK_AS(implicit_must, "is TLS enough", TLS_IS_UP, GREETS,
+		S("250 x\r\n"), X("EHLO me.test; ready")),
+	TALK_AS(implicit, "greeted with 4xx", TLS_IS_UP, S("450 no\r\n"),
+		X("refused GREET 450")),
+};
+
+static void tls_is_begun_where_it_is_wanted(void **state)
+{
+	(void)state;
+	RUN(secrets);
+}
+
+/* ---- XCLIENT ---- */
+
+#define OFFERS_XCLIENT S("250-x\r\n250 XCLIENT ADDR PORT HELO\r\n")
+#define TOLD           "XCLIENT ADDR=192.0.2.50 PORT=4711 HELO=client.test"
+#define TOLD_OTHER     "XCLIENT ADDR=IPV6:2001:db8::7 PORT=99 HELO=other"
+
+static const struct talk introductions[] = {
+	TALK_AS(speak_for, "the good case", GREETS, OFFERS_XCLIENT,
+		X("EHLO me.test; " TOLD), IN(31000), WAITS(XCLIENT),
+		S("220 hi\r\n"), X("EHLO me.test"), IN(31000), WAITS(EHLO),
+		S("250-x\r\n250 SIZE 5\r\n"), X("ready"), IN(-1), WAITS(IDLE)),
+	TALK_AS(speak_for, "offered again, it is not said again", GREETS,
+		OFFERS_XCLIENT, S("220 hi\r\n"), OFFERS_XCLIENT,
+		X("EHLO me.test; " TOLD "; EHLO me.test; ready")),
+	TALK_AS(speak_for, "no EHLO behind it: HELO", GREETS, OFFERS_XCLIENT,
+		S("220 hi\r\n"), S("500 what?\r\n"), S("250 x\r\n"),
+		X("EHLO me.test; " TOLD "; EHLO me.test; HELO me.test; ready")),
+	TALK_AS(speak_for, "not for us", GREETS, OFFERS_XCLIENT,
+		S("550 5.7.0 insufficient authorization\r\n"),
+		X("EHLO me.test; " TOLD "; refused XCLIENT 550")),
+	TALK_AS(speak_for, "the client is one too many", GREETS, OFFERS_XCLIENT,
+		S("421 4.7.0 too many\r\n"),
+		X("EHLO me.test; " TOLD "; refused XCLIENT 421")),
+	TALK_AS(speak_for, "any 2xx but 220", GREETS, OFFERS_XCLIENT,
+		S("250 ok\r\n"), X("EHLO me.test; " TOLD "; garbage")),
+	TALK_AS(speak_for, "354", GREETS, OFFERS_XCLIENT, S("354 ok\r\n"),
+		X("EHLO me.test; " TOLD "; garbage")),
+	TALK_AS(speak_for, "the client may not say EHLO so", GREETS,
+		OFFERS_XCLIENT, S("220 hi\r\n"), S("550 no\r\n"),
+		X("EHLO me.test; " TOLD "; EHLO me.test; refused EHLO 550")),
+	TALK_AS(speak_for, "not offered", GREETS, S("250 x\r\n"),
+		X("EHLO me.test; unfit XCLIENT")),
+	TALK_AS(speak_for, "offered without ADDR", GREETS,
+		S("250-x\r\n250 XCLIENT NAME PORT\r\n"),
+		X("EHLO me.test; unfit XCLIENT")),
+	TALK_AS(speak_for, "XFORWARD is none", GREETS,
+		S("250-x\r\n250 XFORWARD NAME ADDR\r\n"),
+		X("EHLO me.test; unfit XCLIENT")),
+	TALK_AS(speak_for, "no EHLO at all", GREETS, S("500 what?\r\n"),
+		S("250-x\r\n250 XCLIENT ADDR\r\n"),
+		X("EHLO me.test; HELO me.test; unfit XCLIENT")),
+	TALK_AS_WHOLE(speak_for, "a reply to EHLO before it was said", GREETS,
+		      OFFERS_XCLIENT, S("220 hi\r\n250 x\r\n"),
+		      X("EHLO me.test; " TOLD "; garbage")),
+	TALK_AS(must_for, "TLS first", GREETS,
+		S("250-x\r\n250-STARTTLS\r\n250 XCLIENT ADDR\r\n"),
+		X("EHLO me.test; STARTTLS"), S("220 go\r\n"), X("handshake"),
+		TLS_IS_UP, X("EHLO me.test"), OFFERS_XCLIENT, X(TOLD),
+		S("220 hi\r\n"), X("EHLO me.test"), S("250 x\r\n"), X("ready")),
+	TALK_AS(must_for, "what was offered in clear does not count", GREETS,
+		S("250-x\r\n250-STARTTLS\r\n250 XCLIENT ADDR\r\n"),
+		X("EHLO me.test; STARTTLS"), S("220 go\r\n"), X("handshake"),
+		TLS_IS_UP, S("250 x\r\n"), X("EHLO me.test; unfit XCLIENT")),
+	TALK_AS(must_for, "nobody is told without it", GREETS, OFFERS_XCLIENT,
+		X("EHLO me.test; unfit STARTTLS")),
+	TALK_AS(if_offered_for, "STARTTLS refused, XCLIENT in clear", GREETS,
+		S("250-x\r\n250-STARTTLS\r\n250 XCLIENT ADDR PORT HELO\r\n"),
+		X("EHLO me.test; STARTTLS"), S("454 no\r\n"), X(TOLD),
+		S("220 hi\r\n"), S("250-x\r\n250-STARTTLS\r\n250 SIZE\r\n"),
+		X("EHLO me.test; ready")),
+	TALK_AS(speak_for, "another client, and its transaction", GREETS,
+		OFFERS_XCLIENT, S("220 hi\r\n"), OFFERS_XCLIENT,
+		X("EHLO me.test; " TOLD "; EHLO me.test; ready"), T(MAIL),
+		S("250 a\r\n"), X("MAIL 250"), AFTER(9), ANOTHER, X(TOLD_OTHER),
+		IN(31000), WAITS(XCLIENT), S("220 hi\r\n"), X("EHLO me.test"),
+		OFFERS_XCLIENT, X("ready"), IN(-1), T(MAIL), S("250 b\r\n"),
+		X("MAIL 250"), ANOTHER, X(TOLD_OTHER), S("421 no\r\n"),
+		X("refused XCLIENT 421")),
+	TALK_AS(speak_for, "another client, whom it may not be told", GREETS,
+		OFFERS_XCLIENT, S("220 hi\r\n"), S("250 x\r\n"),
+		X("EHLO me.test; " TOLD "; EHLO me.test; ready"), ANOTHER,
+		X("unfit XCLIENT")),
+	TALK_AS(clear, "one that was nobody's", GREETS, OFFERS_XCLIENT,
+		X("EHLO me.test; ready"), ANOTHER, X(TOLD_OTHER),
+		S("220 hi\r\n"), S("250 x\r\n"), X("EHLO me.test; ready")),
+	TALK_AS(clear, "it has begun to speak", GREETS, OFFERS_XCLIENT,
+		X("EHLO me.test; ready"), S("421"), ANOTHER, X("garbage")),
+};
+
+static void clients_are_introduced(void **state)
+{
+	(void)state;
+	RUN(introductions);
+}
+
+/* ---- clients that speak for themselves ---- */
+
+static const struct talk relays[] = {
+	TALK_AS(tcp, "no EHLO is said", S("220-hi\r\n220 there\r\n"),
+		X("ready"), IN(-1), WAITS(IDLE)),
+	TALK_AS(tcp, "busy", S("421-too\r\n421 many\r\n"),
+		X("refused GREET 421")),
+	TALK_AS(tcp, "554", S("554 no\r\n"), X("refused GREET 554")),
+	TALK_AS(tcp, "354", S("354 no\r\n"), X("garbage")),
+	TALK_AS(tcp, "no SMTP", S("SSH-2.0-OpenSSH\r\n"), X("garbage")),
+	TALK_AS(tcp_implicit, "over TLS", TLS_IS_UP, S("220 hi\r\n"),
+		X("ready")),
+};
+
+static void a_greeting_is_all_that_a_tcp_client_needs(void **state)
+{
+	static const char text[] = "220-hi\r\n220 there\r\n250";
+	size_t used = 0;
+
+	(void)state;
+	RUN(relays);
+	begin_as(&tcp);
+	assert_int_equal(
+		upstream_feed(u, (const uint8_t *)text, 22, now_ms, &used),
+		UPSTREAM_IS_READY);
+	assert_int_equal(used, 19);
+	assert_int_equal(u->raw_len, 19);
+	assert_memory_equal(u->raw, text, 19);
+}
+
 /* ---- commands and their replies ---- */
 
 static const struct talk turns[] = {
@@ -381,6 +697,13 @@ static const struct talk turns[] = {
 	TALK("421 to QUIT", READY, BYE, S("421 b\r\n"), X("QUIT; bye")),
 	TALK("garbage for a reply", READY, T(MAIL), S("25O ok\r\n"),
 	     X("garbage")),
+	TALK("a dialogue of AUTH", READY, T(AUTH), IN(1000), WAITS(AUTH),
+	     S("334 VXNlcm5hbWU6\r\n"), X("AUTH 334"), IN(-1), WAITS(IDLE),
+	     T(AUTH), S("334 UGFzc3dvcmQ6\r\n"), X("AUTH 334"), T(AUTH),
+	     S("235 2.7.0 ok\r\n"), X("AUTH 235"), T(MAIL), T(RCPT),
+	     S("250 a\r\n250 b\r\n"), X("MAIL 250; RCPT 250")),
+	TALK("AUTH refused", READY, T(AUTH), S("535-5.7.8 no\r\n535 no\r\n"),
+	     X("AUTH 535")),
 	TALK("a code without words", READY, T(MAIL), S("250\r\n"),
 	     X("MAIL 250")),
 };
@@ -442,6 +765,41 @@ static void pipelining_is_as_deep_as_said(void **state)
 	hear("250 ok\r\n", 8);
 	assert_int_equal(upstream_room(u), 1);
 	assert_int_equal(upstream_awaits(u), BUSY_STAGE_IDLE);
+}
+
+static void nothing_is_sent_while_auth_is_unanswered(void **state)
+{
+	(void)state;
+	ready("250-x\r\n250-AUTH PLAIN LOGIN\r\n250 PIPELINING\r\n");
+	assert_int_equal(u->ehlo.auth, SMTP_AUTH_PLAIN | SMTP_AUTH_LOGIN);
+	for (int i = 0; i < 3; i++) {
+		assert_int_equal(upstream_room(u), UPSTREAM_PIPELINE_MAX);
+		upstream_sent(u, BUSY_STAGE_AUTH, now_ms);
+		assert_int_equal(upstream_room(u), 0);
+		hear("334 \r\n", 6);
+	}
+	assert_int_equal(upstream_room(u), UPSTREAM_PIPELINE_MAX);
+}
+
+/* Who counts greetings looks at the first, and there is but one of those. */
+static void hellos_are_counted(void **state)
+{
+	(void)state;
+	begin_as(&must_for);
+	hear("220 x\r\n", 7);
+	assert_int_equal(u->hellos, 1);
+	hear("250-x\r\n250 STARTTLS\r\n", 21);
+	hear("220 x\r\n", 7);
+	assert_false(u->secured);
+	(void)upstream_secured(u, now_ms);
+	assert_int_equal(u->hellos, 2);
+	hear("250-x\r\n250 XCLIENT ADDR\r\n", 25);
+	hear("220 x\r\n", 7);
+	assert_int_equal(u->hellos, 3);
+	hear("250-x\r\n250 SIZE 7\r\n", 19);
+	assert_int_equal(u->state, UPSTREAM_READY);
+	assert_int_equal(u->ehlo.ext, SMTP_EXT_SIZE);
+	assert_int_equal(u->ehlo.xclient, 0);
 }
 
 static void offers_are_those_of_ehlo_and_none_with_helo(void **state)
@@ -510,6 +868,11 @@ static void a_greeting_may_be_longer_than_what_is_kept(void **state)
 	hear(text, UPSTREAM_REPLY_MAX * 2);
 	expect("EHLO me.test", 0);
 	assert_false(surprised);
+	/* It is kept for who speaks for himself: then it has the bound. */
+	begin_as(&tcp);
+	hear(text, UPSTREAM_REPLY_MAX * 2);
+	expect("garbage", 0);
+	assert_false(surprised);
 	free(text);
 }
 
@@ -534,7 +897,10 @@ static void the_longest_name_fits(void **state)
 
 	(void)state;
 	memset(longest, 'a', sizeof(longest));
-	upstream_begin(u, longest, sizeof(longest), &timeouts, 0);
+	upstream_begin(u,
+		       &(struct upstream_order){ .name = longest,
+						 .name_len = sizeof(longest) },
+		       &timeouts, 0);
 	upstream_connected(u, 0);
 	over = false;
 	words_len = 0;
@@ -548,7 +914,12 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(conversations_begin),
+		cmocka_unit_test(tls_is_begun_where_it_is_wanted),
+		cmocka_unit_test(clients_are_introduced),
+		cmocka_unit_test(a_greeting_is_all_that_a_tcp_client_needs),
 		cmocka_unit_test(replies_find_their_commands),
+		cmocka_unit_test(nothing_is_sent_while_auth_is_unanswered),
+		cmocka_unit_test(hellos_are_counted),
 		cmocka_unit_test(
 			surplus_in_one_segment_is_early_whatever_was_sent_since),
 		cmocka_unit_test(pipelining_is_as_deep_as_said),
