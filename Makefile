@@ -70,7 +70,7 @@ PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
 CORE := $(PURE) $(wildcard proxy/worker*.c) $(wildcard proxy/config*.c) \
         $(wildcard proxy/tls*.c)
 RING := $(addprefix proxy/ring,.c _event.c _pool.c _probe.c _slot.c _socket.c _splice.c)
-WEIR := $(CORE) $(RING) $(addprefix proxy/,inspect.c logger.c main.c)
+WEIR := $(CORE) $(RING) $(addprefix proxy/,inspect.c logger.c main.c privilege.c)
 
 # The two tools share nothing with the above: they bear witness against it.
 TOOLS := $(addprefix tests/,heap.c quantity.c secure.c stretch.c tally.c)
@@ -110,7 +110,8 @@ NEEDS_tls       := $(filter-out proxy/tls_store.c,$(wildcard proxy/tls*.c)) \
 NEEDS_tls_context := $(NEEDS_tls)
 NEEDS_tls_store := proxy/tls_store.c proxy/cidr.c $(NEEDS_tls)
 NEEDS_config    := $(wildcard proxy/config*.c) proxy/cidr.c proxy/smtp.c balancer/busy.c
-NEEDS_inspect   := proxy/inspect.c $(NEEDS_config)
+NEEDS_inspect   := proxy/inspect.c proxy/privilege.c $(wildcard proxy/tls*.c) \
+                   $(NEEDS_config)
 NEEDS_ring      := $(RING) proxy/logger.c
 NEEDS_logger    := proxy/logger.c
 NEEDS_histogram := tests/histogram.c
@@ -144,7 +145,7 @@ SIM_WRAPS := session_step balancer_release io_buf_put bind_park room_next \
 SIM_LDFLAGS := $(SIM_WRAPS:%=-Wl,--wrap=%)
 LIBS_ring := -luring
 LIBS_config := -linih
-LIBS_inspect := -linih
+LIBS_inspect := -linih -lssl -lcrypto
 LIBS_histogram := -lm
 LIBS_limit_model := -lm
 LIBS_quantity := -lm

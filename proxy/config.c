@@ -212,10 +212,11 @@ static void check_rules(struct config_reading *r, const struct rule *rules,
 	for (size_t i = 0; i < count; i++) {
 		const struct config_seen seen = seen_named(r, rules[i].key);
 
-		if (rules[i].broken && !seen.bad)
+		if (rules[i].broken && !seen.bad) {
 			complain_at(r,
 				    seen.line > 0 ? seen.line : r->section_line,
 				    "%s", rules[i].text);
+		}
 	}
 }
 

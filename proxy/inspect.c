@@ -13,6 +13,8 @@
 #include <unistd.h>
 
 #include "proxy/config.h"
+#include "proxy/privilege.h"
+#include "proxy/tls_store.h"
 
 /* Who asks for what, and where the answers go. */
 struct inspection {
@@ -54,20 +56,26 @@ static const char *why_none(int error)
 	return "there is none of that name";
 }
 
+/* Could who asks start weir? */
+static bool is_starter(const struct config_weir *weir)
+{
+	const struct passwd *user;
+
+	if (weir->user[0] == '\0' || geteuid() == 0)
+		return true;
+	user = getpwnam(weir->user);
+	return user != NULL && user->pw_uid == geteuid();
+}
+
 static void inspect_user(struct inspection *in)
 {
-	const struct passwd *user = NULL;
-	uid_t self = geteuid();
-
-	in->starter = true;
+	in->starter = is_starter(in->weir);
 	if (in->weir->user[0] != '\0') {
 		errno = 0;
-		user = getpwnam(in->weir->user);
-		if (user == NULL)
+		if (getpwnam(in->weir->user) == NULL) {
 			note(in->errors, in->path, "user = \"%s\": %s",
 			     in->weir->user, why_none(errno));
-		in->starter = self == 0 ||
-			      (user != NULL && user->pw_uid == self);
+		}
 	}
 	if (in->weir->group[0] == '\0')
 		return;
@@ -184,6 +192,43 @@ void inspect_ground(const struct config *config, const char *path,
 	inspect_user(&in);
 	inspect_log(&in);
 	inspect_socket(&in);
+	if (privilege_is_wanted(config) && in.starter && !privilege_is_here()) {
+		note(errors, path,
+		     "identity = transparent needs CAP_NET_ADMIN: start weir "
+		     "as root, or let weir.service have it "
+		     "(CapabilityBoundingSet= and, with User=, "
+		     "AmbientCapabilities=)");
+	}
+}
+
+/* ---- TLS ---- */
+
+void inspect_tls(const struct config *config, const char *path,
+		 struct tls_store *tls, int64_t now_s,
+		 struct config_report *errors, struct config_report *warnings)
+{
+	struct config_report *told = config_report_new();
+	const bool starter = is_starter(&config->weir);
+
+	if (told == NULL) {
+		note(errors, path, "out of memory");
+		return;
+	}
+	(void)tls_store_load(tls, config, now_s, told);
+	for (unsigned i = 0; i < told->count; i++) {
+		const char *text = told->errors[i].text;
+		/* A key is nobody's to read but root's: so it should be. */
+		bool denied = !starter &&
+			      strstr(text, strerror(EACCES)) != NULL;
+
+		note(denied ? warnings : errors, path, "%s", text);
+	}
+	errors->omitted += told->omitted;
+	told->count = 0;
+	tls_store_warn(tls, config, now_s, told);
+	for (unsigned i = 0; i < told->count; i++)
+		note(warnings, path, "%s", told->errors[i].text);
+	config_report_free(&told);
 }
 
 /* ---- backends ---- */
@@ -220,6 +265,29 @@ static bool is_own(const struct config_address *address)
 	return own;
 }
 
+/* In a session that is only relayed nobody can be introduced. */
+static void inspect_plain(const struct config *config, const char *path,
+			  const struct config_backend *b,
+			  struct config_report *warnings)
+{
+	if (b->identity != CONFIG_IDENTITY_HEADER &&
+	    b->identity != CONFIG_IDENTITY_XCLIENT)
+		return;
+	for (unsigned i = 0; i < config->listener_count; i++) {
+		const struct config_listener *l = &config->listeners[i];
+
+		if (l->mode != CONFIG_MODE_TCP)
+			continue;
+		note(warnings, path,
+		     "[backend %s] is not told who the clients of [listener "
+		     "%s] are: with mode = tcp, identity = %s does nothing; "
+		     "proxy-v1, proxy-v2 and transparent do",
+		     b->name, l->name,
+		     b->identity == CONFIG_IDENTITY_HEADER ? "header"
+							   : "xclient");
+	}
+}
+
 void inspect_farm(const struct config *config, const char *path,
 		  struct config_report *errors, struct config_report *warnings)
 {
@@ -239,6 +307,7 @@ void inspect_farm(const struct config *config, const char *path,
 			     "would go in circles",
 			     b->name, text, b->address.port, l->name);
 		}
+		inspect_plain(config, path, b, warnings);
 		while (!is_same(&config->backends[same].address, &b->address))
 			same++;
 		if (same < i) {

@@ -1,6 +1,8 @@
 #ifndef PROXY_INSPECT_H
 #define PROXY_INSPECT_H
 
+#include <stdint.h>
+
 /*
  * What a start needs beside a file without mistakes: users, directories, and
  * backends that make sense on this host.
@@ -12,6 +14,7 @@
 
 struct config;
 struct config_report;
+struct tls_store;
 
 /*
  * Both append lines, each with `path` (the configuration's) in front: errors
@@ -24,6 +27,14 @@ struct config_report;
 void inspect_ground(const struct config *config, const char *path,
 		    struct config_report *errors,
 		    struct config_report *warnings);
+
+/*
+ * What TLS needs: all files are read, into the store; a start has them then.
+ * now_s is seconds since 1970 UTC.
+ */
+void inspect_tls(const struct config *config, const char *path,
+		 struct tls_store *tls, int64_t now_s,
+		 struct config_report *errors, struct config_report *warnings);
 
 /* The backends; also before a reload. */
 void inspect_farm(const struct config *config, const char *path,

@@ -1,8 +1,6 @@
 #include <errno.h>
-#include <grp.h>
 #include <netinet/in.h>
 #include <pthread.h>
-#include <pwd.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -18,6 +16,8 @@
 #include "proxy/inspect.h"
 #include "proxy/io.h"
 #include "proxy/log.h"
+#include "proxy/privilege.h"
+#include "proxy/tls_store.h"
 #include "proxy/worker.h"
 
 /*
@@ -44,6 +44,7 @@ struct thread {
 	struct weir *weir;
 	struct io_config io_config;
 	unsigned index;
+	bool narrow; /* keep CAP_NET_ADMIN over the change of the user */
 	enum thread_state state; /* behind mutex */
 	pthread_mutex_t mutex;
 	pthread_cond_t changed;
@@ -77,20 +78,26 @@ static void print(const struct config_report *report, const char *what)
 		(void)fprintf(stderr, "weir: and %u more\n", report->omitted);
 }
 
+static int64_t wall_s(void)
+{
+	return (int64_t)time(NULL);
+}
+
 /* The configuration, if weir can start with it; else stderr was told why. */
-static struct config *load(const char *path)
+static struct config *load(const char *path, struct tls_store *tls)
 {
 	struct config_report *errors = config_report_new();
 	struct config_report *warnings = config_report_new();
 	struct config *config = NULL;
 
-	if (errors != NULL && warnings != NULL)
+	if (errors != NULL && warnings != NULL && tls != NULL)
 		config = config_load(path, errors);
 	else
 		(void)fprintf(stderr, "weir: no memory\n");
 	if (config != NULL) {
 		inspect_ground(config, path, errors, warnings);
 		inspect_farm(config, path, errors, warnings);
+		inspect_tls(config, path, tls, wall_s(), errors, warnings);
 	}
 	if (warnings != NULL)
 		print(warnings, "warning: ");
@@ -120,19 +127,26 @@ static bool same_listeners(const struct config *a, const struct config *b)
 	return true;
 }
 
+static void begin(struct log_line *line, const struct config *config,
+		  const char *event)
+{
+	struct timespec now;
+
+	(void)clock_gettime(CLOCK_REALTIME, &now);
+	log_begin(line, config->weir.log_format == CONFIG_LOG_JSON, event,
+		  config->weir.log == LOGGER_JOURNAL ||
+				  config->weir.log == LOGGER_SYSLOG
+			  ? 0
+			  : now.tv_sec * 1000 + now.tv_nsec / 1000000);
+}
+
 /* A line of main's own, in the form of the others. */
 static void say(struct logger *logger, const struct config *config, int level,
 		const char *event, const char *key, const char *value)
 {
 	struct log_line line;
-	struct timespec now;
 
-	(void)clock_gettime(CLOCK_REALTIME, &now);
-	log_begin(&line, config->weir.log_format == CONFIG_LOG_JSON, event,
-		  config->weir.log == LOGGER_JOURNAL ||
-				  config->weir.log == LOGGER_SYSLOG
-			  ? 0
-			  : now.tv_sec * 1000 + now.tv_nsec / 1000000);
+	begin(&line, config, event);
 	log_word(&line, key, value);
 	log_end(&line);
 	(void)logger_write(logger, level, line.text, line.len);
@@ -155,12 +169,11 @@ static bool await_seen(struct weir *weir, const struct config *config)
 }
 
 static void say_all(struct logger *logger, const struct config *config,
-		    int level, const char *key,
+		    int level, const char *event, const char *key,
 		    const struct config_report *report)
 {
 	for (unsigned i = 0; i < report->count; i++)
-		say(logger, config, level, "reload", key,
-		    report->errors[i].text);
+		say(logger, config, level, event, key, report->errors[i].text);
 }
 
 /* Load it and log what is wrong with it; in_force says how. */
@@ -175,15 +188,73 @@ static struct config *load_again(const struct config *in_force,
 		config = config_load(path, errors);
 		if (config != NULL)
 			inspect_farm(config, path, errors, warnings);
-		say_all(logger, in_force, LOG_LEVEL_WARNING, "warning",
-			warnings);
-		say_all(logger, in_force, LOG_LEVEL_ERROR, "error", errors);
+		say_all(logger, in_force, LOG_LEVEL_WARNING, "reload",
+			"warning", warnings);
+		say_all(logger, in_force, LOG_LEVEL_ERROR, "reload", "error",
+			errors);
 		if (config != NULL && errors->count > 0)
 			config_free(&config);
 	}
 	config_report_free(&errors);
 	config_report_free(&warnings);
 	return config;
+}
+
+/* One certificate that is in force from now on. */
+static void say_cert(struct logger *logger, const struct config *config,
+		     const char *listener, const struct tls_store_cert *cert)
+{
+	struct log_line line;
+
+	begin(&line, config, "tls");
+	log_word(&line, "listener", listener);
+	log_word(&line, "file", cert->file);
+	log_word(&line, "names", cert->names);
+	log_word(&line, "key", cert->kind);
+	log_number(&line, "days",
+		   (int64_t)tls_store_days(cert->expires_s, wall_s()));
+	log_end(&line);
+	(void)logger_write(logger, LOG_LEVEL_NOTICE, line.text, line.len);
+}
+
+static void say_certs(struct logger *logger, const struct config *config,
+		      struct tls_store *tls)
+{
+	struct tls_store_cert cert;
+
+	for (unsigned i = 0; i < config->listener_count; i++) {
+		for (unsigned k = 0; tls_store_cert(tls, i, k, &cert); k++)
+			say_cert(logger, config, config->listeners[i].name,
+				 &cert);
+	}
+}
+
+/*
+ * Read all certificates again.  What cannot be used is logged, and the old
+ * one serves on; false: there is no old one, and nothing was changed.
+ */
+static bool load_tls(struct weir *weir, const struct config *config,
+		     struct logger *logger)
+{
+	struct config_report *errors = config_report_new();
+	struct config_report *warnings = config_report_new();
+	bool serves = false;
+
+	if (errors != NULL && warnings != NULL) {
+		(void)tls_store_load(weir->tls, config, wall_s(), errors);
+		serves = tls_store_serves(weir->tls);
+		tls_store_warn(weir->tls, config, wall_s(), warnings);
+		say_all(logger, config, LOG_LEVEL_ERROR, "tls", "refused",
+			errors);
+		say_all(logger, config, LOG_LEVEL_WARNING, "tls", "warning",
+			warnings);
+		if (errors->count > 0 && serves)
+			say(logger, config, LOG_LEVEL_WARNING, "tls", "result",
+			    "what was in force before serves on");
+	}
+	config_report_free(&errors);
+	config_report_free(&warnings);
+	return serves;
 }
 
 static void reload(struct weir *weir, struct config **in_force,
@@ -199,6 +270,15 @@ static void reload(struct weir *weir, struct config **in_force,
 		    "listeners cannot change while weir runs: restart it");
 		config_free(&config);
 	}
+	if (config != NULL && privilege_is_wanted(config) &&
+	    !privilege_is_here()) {
+		say(logger, old, LOG_LEVEL_ERROR, "reload", "error",
+		    "identity = transparent needs CAP_NET_ADMIN, which was "
+		    "given up at the start: restart weir");
+		config_free(&config);
+	}
+	if (config != NULL && !load_tls(weir, config, logger))
+		config_free(&config);
 	if (config == NULL) {
 		say(logger, old, LOG_LEVEL_ERROR, "reload", "result",
 		    "refused, the old configuration stays in force");
@@ -211,73 +291,9 @@ static void reload(struct weir *weir, struct config **in_force,
 	*in_force = config;
 	if (!await_seen(weir, config))
 		return; /* some may use the old one as long as they live */
+	say_certs(logger, config, weir->tls);
 	say(logger, config, LOG_LEVEL_NOTICE, "reload", "result", "in force");
 	config_free(&old);
-}
-
-/* ---- privileges ---- */
-
-static bool drop_privileges(const struct config_weir *weir)
-{
-	const struct passwd *user = NULL;
-	gid_t gid;
-
-	if (weir->user[0] == '\0' && weir->group[0] == '\0')
-		return true;
-	gid = getgid();
-	if (weir->user[0] != '\0') {
-		user = getpwnam(weir->user);
-		if (user == NULL) {
-			(void)fprintf(stderr,
-				      "weir: user = \"%s\": no such user\n",
-				      weir->user);
-			return false;
-		}
-		gid = user->pw_gid;
-	}
-	if (weir->group[0] != '\0') {
-		const struct group *group = getgrnam(weir->group);
-
-		if (group == NULL) {
-			(void)fprintf(stderr,
-				      "weir: group = \"%s\": no such group\n",
-				      weir->group);
-			return false;
-		}
-		gid = group->gr_gid;
-	}
-	/* Started as that user already, by systemd for example. */
-	if (geteuid() != 0 && (user == NULL || user->pw_uid == geteuid()) &&
-	    gid == getegid())
-		return true;
-	if (setgroups(0, NULL) != 0 || setgid(gid) != 0 ||
-	    (user != NULL && setuid(user->pw_uid) != 0)) {
-		(void)fprintf(stderr,
-			      "weir: cannot become user \"%s\" of group "
-			      "\"%s\": %s: start it as root, or as them\n",
-			      weir->user, weir->group, strerror(errno));
-		return false;
-	}
-	return true;
-}
-
-/* The control socket is made by root, and belongs to who runs weir. */
-static void give_control_socket(const struct config_weir *weir)
-{
-	const struct passwd *user = weir->user[0] != '\0' ? getpwnam(weir->user)
-							  : NULL;
-	const struct group *group = weir->group[0] != '\0'
-					    ? getgrnam(weir->group)
-					    : NULL;
-
-	if (weir->control_socket[0] == '\0' || (user == NULL && group == NULL))
-		return;
-	if (chown(weir->control_socket, user != NULL ? user->pw_uid : (uid_t)-1,
-		  group != NULL  ? group->gr_gid
-		  : user != NULL ? user->pw_gid
-				 : (gid_t)-1) != 0)
-		(void)fprintf(stderr, "weir: %s: chown: %s\n",
-			      weir->control_socket, strerror(errno));
 }
 
 /* ---- workers ---- */
@@ -332,7 +348,9 @@ static void *run(void *arg)
 	weir->workers[t->index] = t->worker;
 	set_state(t, READY);
 	if (await_change(t, READY) == RUNNING) {
-		while (worker_turn(t->worker)) {
+		bool able = !t->narrow || privilege_narrow();
+
+		while (able && worker_turn(t->worker)) {
 			if (atomic_load_explicit(&weir->reload_wanted,
 						 memory_order_relaxed))
 				(void)pthread_kill(main_thread, SIGHUP);
@@ -484,6 +502,7 @@ static bool make_farm(struct weir *weir, const struct config *config)
 {
 	const struct config_health *h = &config->health;
 	struct health_policy policy = health_policy_default();
+	char error[WEIR_BACKEND_ERROR_SIZE];
 	struct timespec now;
 
 	weir->farm = calloc(1, sizeof(*weir->farm));
@@ -505,10 +524,14 @@ static bool make_farm(struct weir *weir, const struct config *config)
 	weir_set_limits(weir->farm, config);
 	(void)clock_gettime(CLOCK_MONOTONIC, &now);
 	for (unsigned i = 0; i < config->backend_count; i++) {
-		if (weir_add_backend(weir->farm, &config->backends[i],
-				     now.tv_sec * 1000 +
-					     now.tv_nsec / 1000000) != FARM_OK)
+		if (!weir_join_backend(weir, &config->backends[i], &config->tls,
+				       now.tv_sec * 1000 +
+					       now.tv_nsec / 1000000,
+				       wall_s(), error)) {
+			(void)fprintf(stderr, "weir: [backend %s] %s\n",
+				      config->backends[i].name, error);
 			return false;
+		}
 	}
 	return true;
 }
@@ -538,6 +561,7 @@ static void unmake(struct weir *weir, struct config **config)
 	if (weir->admission != NULL)
 		admission_fini(weir->admission);
 	free(weir->admission);
+	tls_store_free(&weir->tls);
 	config_free(config);
 }
 
@@ -647,17 +671,21 @@ static int run_all(struct weir *weir, struct config **in_force,
 {
 	static struct thread threads[WEIR_WORKERS_MAX];
 	const struct config *config = *in_force;
+	const bool narrow = privilege_is_wanted(config);
 	sigset_t signals;
 	unsigned started = 0;
 	bool good = check_ports(config);
 
 	block_signals(&signals);
 	main_thread = pthread_self();
+	if (narrow)
+		privilege_keep();
 	while (good && started < weir->worker_count) {
 		struct thread *t = &threads[started];
 
 		t->weir = weir;
 		t->index = started;
+		t->narrow = narrow;
 		t->io_config = (struct io_config){
 			.sockets_max = fds,
 			.buffers = { [IO_SMALL] = config->weir.small_buffers,
@@ -672,14 +700,16 @@ static int run_all(struct weir *weir, struct config **in_force,
 			started++;
 	}
 	if (good) {
-		give_control_socket(&config->weir);
-		good = drop_privileges(&config->weir);
+		privilege_give_socket(&config->weir);
+		good = privilege_drop(&config->weir) &&
+		       (!narrow || privilege_narrow());
 	}
 	for (unsigned i = 0; i < started; i++)
 		set_state(&threads[i], good ? RUNNING : FAILED);
 	if (good) {
 		say(logger, config, LOG_LEVEL_NOTICE, "start", "version",
 		    WEIR_VERSION);
+		say_certs(logger, config, weir->tls);
 		serve(weir, in_force, threads, logger, path, &signals);
 		say(logger, *in_force, LOG_LEVEL_NOTICE, "stop", "version",
 		    WEIR_VERSION);
@@ -688,17 +718,48 @@ static int run_all(struct weir *weir, struct config **in_force,
 	return good && !atomic_load(&weir->failed) ? 0 : 1;
 }
 
+/* All that workers share, and then they; config goes when it is over. */
+static int run_weir(struct weir *weir, struct config *config, const char *path)
+{
+	char error[WEIR_ERROR_SIZE];
+	struct logger *logger;
+	unsigned fds = descriptors();
+	int result;
+
+	weir->worker_count = config->weir.workers > 0 ? config->weir.workers
+						      : cores();
+	check_descriptors(weir, config, fds);
+	size_pools(weir, config, fds);
+	atomic_store(&weir->config, config);
+	weir->started_wall_ms = wall_s() * 1000;
+	if (!make_farm(weir, config) || !make_admission(weir, config) ||
+	    !weir_open_room(weir, config)) {
+		(void)fprintf(stderr, "weir: no memory for the farm\n");
+		unmake(weir, &config);
+		return 1;
+	}
+	logger = logger_open(
+		config->weir.log,
+		config->weir.log == LOGGER_FILE ? config->weir.log_path : NULL,
+		error, sizeof(error));
+	if (logger == NULL) {
+		(void)fprintf(stderr, "weir: %s\n", error);
+		unmake(weir, &config);
+		return 1;
+	}
+	result = run_all(weir, &config, path, logger, fds);
+	logger_free(&logger);
+	unmake(weir, &config);
+	return result;
+}
+
 int main(int argc, char **argv)
 {
 	static struct weir weir;
 	const char *path = WEIR_SYSCONFDIR "/weir/weir.ini";
-	char error[WEIR_ERROR_SIZE];
 	struct config *config;
-	struct logger *logger;
 	bool check = false;
-	unsigned fds;
 	int option;
-	int result;
 
 	while ((option = getopt(argc, argv, "c:tVh")) != -1) {
 		switch (option) {
@@ -723,39 +784,15 @@ int main(int argc, char **argv)
 		usage(stderr);
 		return 1;
 	}
-	config = load(path);
+	weir.tls = tls_store_new();
+	config = load(path, weir.tls);
+	if (config != NULL && !check)
+		return run_weir(&weir, config, path);
+	tls_store_free(&weir.tls);
 	if (config == NULL)
 		return 1;
-	if (check) {
-		(void)printf("%s: good: %u listeners, %u backends\n", path,
-			     config->listener_count, config->backend_count);
-		config_free(&config);
-		return 0;
-	}
-	fds = descriptors();
-	weir.worker_count = config->weir.workers > 0 ? config->weir.workers
-						     : cores();
-	check_descriptors(&weir, config, fds);
-	size_pools(&weir, config, fds);
-	atomic_store(&weir.config, config);
-	weir.started_wall_ms = (int64_t)time(NULL) * 1000;
-	if (!make_farm(&weir, config) || !make_admission(&weir, config) ||
-	    !weir_open_room(&weir, config)) {
-		(void)fprintf(stderr, "weir: no memory for the farm\n");
-		unmake(&weir, &config);
-		return 1;
-	}
-	logger = logger_open(
-		config->weir.log,
-		config->weir.log == LOGGER_FILE ? config->weir.log_path : NULL,
-		error, sizeof(error));
-	if (logger == NULL) {
-		(void)fprintf(stderr, "weir: %s\n", error);
-		unmake(&weir, &config);
-		return 1;
-	}
-	result = run_all(&weir, &config, path, logger, fds);
-	logger_free(&logger);
-	unmake(&weir, &config);
-	return result;
+	(void)printf("%s: good: %u listeners, %u backends\n", path,
+		     config->listener_count, config->backend_count);
+	config_free(&config);
+	return 0;
 }

@@ -34,6 +34,7 @@
 struct config;
 struct config_address;
 struct config_backend;
+struct config_tls_rules;
 struct io;
 struct tls_store;
 struct worker;
@@ -41,6 +42,7 @@ struct worker;
 enum {
 	WEIR_WORKERS_MAX = 64,
 	WEIR_ERROR_SIZE = 512,
+	WEIR_BACKEND_ERROR_SIZE = 1024,
 };
 
 /* What all workers share; made by main (or the simulation), before them. */
@@ -133,10 +135,25 @@ struct io *worker_io(const struct worker *w);
  */
 void worker_reload(struct worker *w, const struct config *config);
 
-/* Add a backend as the configuration has it. */
+/*
+ * Add a backend as the configuration has it; who adds one with TLS gives
+ * weir->tls its context.
+ */
 enum farm_result weir_add_backend(struct farm *farm,
 				  const struct config_backend *from,
 				  int64_t now_ms);
+
+/*
+ * The same with its files: no session gets there before the context is in
+ * force.  now_s is seconds since 1970 UTC.  False: error says why, and there
+ * is no such backend.
+ */
+bool weir_join_backend(struct weir *weir, const struct config_backend *from,
+		       const struct config_tls_rules *rules, int64_t now_ms,
+		       int64_t now_s, char error[WEIR_BACKEND_ERROR_SIZE]);
+
+/* farm_remove(), and its context goes too. */
+enum farm_result weir_part_backend(struct weir *weir, uint16_t index);
 
 /* "192.0.2.1:25", "[2001:db8::1]:25"; size: BACKEND_ADDRESS_MAX. */
 void weir_address_text(const struct config_address *address, char *text,

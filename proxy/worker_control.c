@@ -330,31 +330,20 @@ static void add_backend(struct worker *w, const struct control_order *order,
 {
 	struct config_backend *backend = &control_of(w)->backend;
 	char address[BACKEND_ADDRESS_MAX];
+	char error[WEIR_BACKEND_ERROR_SIZE];
 
 	if (!read_backend(w, backend, order, reply))
 		return;
-	switch (weir_add_backend(w->weir->farm, backend, w->now_ms)) {
-	case FARM_OK:
-		weir_address_text(&backend->address, address, sizeof(address));
-		say(reply,
-		    "ok: %s at %s is probed now; weir.ini does not have "
-		    "it: a reload removes it\n",
-		    backend->name, address);
+	if (!weir_join_backend(w->weir, backend, &w->config->tls, w->now_ms,
+			       io_wall_ms(w->io) / 1000, error)) {
+		refuse(reply, "%s", error);
 		return;
-	case FARM_TAKEN:
-		refuse(reply, "there is a backend \"%s\" already",
-		       backend->name);
-		return;
-	case FARM_FULL:
-		refuse(reply, "the farm is full: %d backends",
-		       FARM_BACKENDS_MAX);
-		return;
-	case FARM_READY:
-	case FARM_IN_USE:
-	case FARM_NO_SUCH:
-		break;
 	}
-	refuse(reply, "it cannot be added");
+	weir_address_text(&backend->address, address, sizeof(address));
+	say(reply,
+	    "ok: %s at %s is probed now; weir.ini does not have it: a reload "
+	    "removes it\n",
+	    backend->name, address);
 }
 
 static void del_backend(struct worker *w, const struct control_order *order,
@@ -369,7 +358,7 @@ static void del_backend(struct worker *w, const struct control_order *order,
 		return;
 	}
 	memcpy(name, b->name, sizeof(name));
-	switch (farm_remove(w->weir->farm, b->index)) {
+	switch (weir_part_backend(w->weir, b->index)) {
 	case FARM_OK:
 		w->leaving[b->index] = false;
 		say(reply, "ok: %s is gone until the next reload or start\n",

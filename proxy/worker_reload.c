@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "proxy/config.h"
+#include "proxy/tls_store.h"
 #include "proxy/work.h"
 
 /*
@@ -46,10 +47,26 @@ static enum backend_identity identity_of(enum config_identity identity)
 	case CONFIG_IDENTITY_PROXY_V2:
 		return BACKEND_IDENTITY_PROXY_V2;
 	case CONFIG_IDENTITY_XCLIENT:
+		return BACKEND_IDENTITY_XCLIENT;
 	case CONFIG_IDENTITY_TRANSPARENT:
-		break;
+		return BACKEND_IDENTITY_TRANSPARENT;
 	}
 	return BACKEND_IDENTITY_NONE;
+}
+
+static enum backend_tls tls_of(enum config_backend_tls tls)
+{
+	switch (tls) {
+	case CONFIG_BACKEND_TLS_NONE:
+		break;
+	case CONFIG_BACKEND_TLS_OPPORTUNISTIC:
+		return BACKEND_TLS_OPPORTUNISTIC;
+	case CONFIG_BACKEND_TLS_REQUIRED:
+		return BACKEND_TLS_REQUIRED;
+	case CONFIG_BACKEND_TLS_VERIFY:
+		return BACKEND_TLS_VERIFY;
+	}
+	return BACKEND_TLS_NONE;
 }
 
 void weir_address_text(const struct config_address *address, char *text,
@@ -63,9 +80,10 @@ void weir_address_text(const struct config_address *address, char *text,
 		       addr, address->port);
 }
 
-enum farm_result weir_add_backend(struct farm *farm,
-				  const struct config_backend *from,
-				  int64_t now_ms)
+static enum farm_result add(struct farm *farm,
+			    const struct config_backend *from,
+			    enum backend_admin admin, int64_t now_ms,
+			    uint16_t *index)
 {
 	char text[BACKEND_ADDRESS_MAX];
 	struct backend_settings settings = {
@@ -73,13 +91,14 @@ enum farm_result weir_add_backend(struct farm *farm,
 		.address = text,
 		.max_sessions = from->max_sessions,
 		.weight = from->weight,
-		.admin = admin_of(from->state),
+		.admin = admin,
 		.identity = identity_of(from->identity),
+		.tls = tls_of(from->tls),
+		.tls_implicit = from->tls_implicit,
 		.reuse = from->reuse,
 		.rules = from->busy_rules,
 		.rule_count = from->busy_rule_count,
 	};
-	uint16_t index;
 
 	static_assert((int)BACKEND_RULES_MAX >= (int)CONFIG_BUSY_RULES_MAX,
 		      "a backend holds all rules that it may be given");
@@ -89,7 +108,79 @@ enum farm_result weir_add_backend(struct farm *farm,
 	if (from->source_set)
 		settings.source_len = (socklen_t)cidr_addr_to_sockaddr(
 			&from->source, 0, &settings.source);
-	return farm_add(farm, &settings, now_ms, &index);
+	return farm_add(farm, &settings, now_ms, index);
+}
+
+enum farm_result weir_add_backend(struct farm *farm,
+				  const struct config_backend *from,
+				  int64_t now_ms)
+{
+	uint16_t index;
+
+	return add(farm, from, admin_of(from->state), now_ms, &index);
+}
+
+/* Of farm_add(), for people. */
+static void say_why(enum farm_result result, const char *name,
+		    char error[WEIR_BACKEND_ERROR_SIZE])
+{
+	switch (result) {
+	case FARM_TAKEN:
+		(void)snprintf(error, WEIR_BACKEND_ERROR_SIZE,
+			       "there is a backend \"%s\" already", name);
+		return;
+	case FARM_FULL:
+		(void)snprintf(error, WEIR_BACKEND_ERROR_SIZE,
+			       "the farm is full: %d backends",
+			       FARM_BACKENDS_MAX);
+		return;
+	case FARM_OK:
+	case FARM_READY:
+	case FARM_IN_USE:
+	case FARM_NO_SUCH:
+		break;
+	}
+	(void)snprintf(error, WEIR_BACKEND_ERROR_SIZE, "it cannot be added");
+}
+
+bool weir_join_backend(struct weir *weir, const struct config_backend *from,
+		       const struct config_tls_rules *rules, int64_t now_ms,
+		       int64_t now_s, char error[WEIR_BACKEND_ERROR_SIZE])
+{
+	const enum backend_admin admin = admin_of(from->state);
+	/* Its place must be known before its context is: nobody is to go
+	 * there in between. */
+	const bool later = from->tls != CONFIG_BACKEND_TLS_NONE;
+	enum farm_result result;
+	uint16_t index;
+
+	static_assert((int)WEIR_BACKEND_ERROR_SIZE >= (int)TLS_STORE_ERROR_SIZE,
+		      "what the store says fits");
+	result = add(weir->farm, from, later ? BACKEND_ADMIN_MAINT : admin,
+		     now_ms, &index);
+	if (result != FARM_OK) {
+		say_why(result, from->name, error);
+		return false;
+	}
+	if (!later)
+		return true;
+	if (!tls_store_set_backend(weir->tls, index, from, rules, now_s,
+				   error)) {
+		result = farm_remove(weir->farm, index);
+		assert(result == FARM_OK);
+		return false;
+	}
+	backend_set_admin(farm_at(weir->farm, index), admin, NULL);
+	return true;
+}
+
+enum farm_result weir_part_backend(struct weir *weir, uint16_t index)
+{
+	enum farm_result result = farm_remove(weir->farm, index);
+
+	if (result == FARM_OK && weir->tls != NULL)
+		tls_store_drop_backend(weir->tls, index);
+	return result;
 }
 
 static const struct config_backend *in_config(const struct config *config,
@@ -144,8 +235,34 @@ static bool same_rules(const struct backend *b, const struct config_backend *to)
 	return true;
 }
 
+/*
+ * Another context, and whether and how it is used: both or neither, for the
+ * old one may not check what the new rule says is checked.
+ */
+static void change_tls(struct worker *w, struct backend *b,
+		       const struct config_backend *to,
+		       const struct config_tls_rules *rules)
+{
+	const enum backend_tls tls = tls_of(to->tls);
+	struct tls_store *store = w->weir->tls;
+	char error[TLS_STORE_ERROR_SIZE];
+
+	if (tls == BACKEND_TLS_NONE)
+		backend_set_tls(b, tls, to->tls_implicit);
+	if (store != NULL &&
+	    !tls_store_set_backend(store, b->index, to, rules,
+				   io_wall_ms(w->io) / 1000, error)) {
+		log_backend(w, b->name,
+			    "its TLS cannot be had as it is to be: it stays "
+			    "as it was");
+		return;
+	}
+	backend_set_tls(b, tls, to->tls_implicit);
+}
+
 static void change_backend(struct worker *w, struct backend *b,
-			   const struct config_backend *to)
+			   const struct config_backend *to,
+			   const struct config_tls_rules *rules)
 {
 	struct backend_change change = { 0 };
 	char text[BACKEND_ADDRESS_MAX];
@@ -166,6 +283,7 @@ static void change_backend(struct worker *w, struct backend *b,
 	backend_set_weight(b, to->weight);
 	backend_set_max_sessions(b, to->max_sessions);
 	backend_set_identity(b, identity_of(to->identity));
+	change_tls(w, b, to, rules);
 	backend_set_reuse(b, to->reuse);
 	backend_set_admin(b, admin_of(to->state), &change);
 	if (change.changed)
@@ -187,6 +305,7 @@ static void retire_backend(struct worker *w, struct backend *b)
 static void change_farm(struct worker *w, const struct config *config)
 {
 	struct farm *farm = w->weir->farm;
+	char error[WEIR_BACKEND_ERROR_SIZE];
 
 	for (uint16_t i = 0; i < farm_size(farm); i++) {
 		struct backend *b = farm_at(farm, i);
@@ -196,7 +315,7 @@ static void change_farm(struct worker *w, const struct config *config)
 		const struct config_backend *to = in_config(config, b->name);
 
 		if (to != NULL)
-			change_backend(w, b, to);
+			change_backend(w, b, to, &config->tls);
 		else
 			retire_backend(w, b);
 	}
@@ -205,10 +324,11 @@ static void change_farm(struct worker *w, const struct config *config)
 
 		if (farm_find(farm, to->name, strlen(to->name)) != NULL)
 			continue;
-		enum farm_result result = weir_add_backend(farm, to, w->now_ms);
-		log_backend(w, to->name,
-			    result == FARM_OK ? "added"
-					      : farm_result_name(result));
+		if (weir_join_backend(w->weir, to, &config->tls, w->now_ms,
+				      io_wall_ms(w->io) / 1000, error))
+			log_backend(w, to->name, "added");
+		else
+			log_backend(w, to->name, error);
 	}
 }
 
@@ -221,7 +341,7 @@ void work_remove_leaving(struct worker *w)
 
 		if (!w->leaving[i] || b == NULL)
 			continue;
-		if (farm_remove(farm, i) == FARM_OK) {
+		if (weir_part_backend(w->weir, i) == FARM_OK) {
 			w->leaving[i] = false;
 			log_backend(w, b->name, "removed");
 		}

@@ -16,6 +16,7 @@
 
 #include "proxy/config.h"
 #include "proxy/inspect.h"
+#include "proxy/tls_store.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
@@ -246,6 +247,54 @@ static void what_one_may_not_do_is_told(void **state)
 		assert_int_equal(seteuid(0), 0);
 }
 
+/* ---- TLS ---- */
+
+/* [listener l] has these lines; as somebody who is not root, if need be. */
+static void check_tls(const char *lines, bool denied, const char *error,
+		      const char *warning)
+{
+	struct tls_store *tls = tls_store_new();
+	bool root = geteuid() == 0;
+	struct config *config;
+	char text[1024];
+
+	(void)snprintf(text, sizeof(text),
+		       "%s[listener l]\ntls = starttls\ntls_cert = %s/%s\n"
+		       "[backend b]\naddress = 198.51.100.1:25\n",
+		       denied ? "[weir]\nuser = root\n" : "", dir, lines);
+	config = parse(text);
+	if (root)
+		assert_int_equal(seteuid(NOBODY), 0);
+	inspect_tls(config, "f", tls, 1800000000, errors, warnings);
+	if (root)
+		assert_int_equal(seteuid(0), 0);
+	assert_string_equal(text_of(errors), error);
+	assert_string_equal(text_of(warnings), warning);
+	assert_null(tls_store_listener(tls, 0));
+	tls_store_free(&tls);
+	config_free(&config);
+	errors->count = 0;
+}
+
+#define DENIED                                                                 \
+	"f: [listener l] tls_cert: /locked: cannot be read: Permission "       \
+	"denied: let the group that weir runs as read it (chgrp, chmod g+r; "  \
+	"the directories above: g+x)\n"
+
+static void files_of_tls_are_read_or_told(void **state)
+{
+	(void)state;
+	check_tls("none", false,
+		  "f: [listener l] tls_cert: /none: cannot be read: No such "
+		  "file or directory\n",
+		  "");
+	check_tls("file", false, "f: [listener l] tls_cert: /file: is empty\n",
+		  "");
+	/* Who starts weir must read them; others need not be able to. */
+	check_tls("locked", false, DENIED, "");
+	check_tls("locked", true, "", DENIED);
+}
+
 /* ---- the farm ---- */
 
 struct farm_case {
@@ -311,6 +360,59 @@ static void two_names_for_one_address_are_told(void **state)
 	(void)state;
 	for (size_t i = 0; i < COUNT(farms); i++)
 		check_farm(&farms[i]);
+}
+
+static void who_is_not_told_of_clients_is_told_of(void **state)
+{
+	struct config *config;
+
+	(void)state;
+	config = parse("[listener l]\n"
+		       "[listener p]\nlisten = [::1]:26\nmode = tcp\n"
+		       "[backend a]\naddress = 198.51.100.1:25\n"
+		       "[backend b]\naddress = 198.51.100.2:25\n"
+		       "identity = header\n"
+		       "[backend c]\naddress = 198.51.100.3:25\n"
+		       "identity = proxy-v2\n"
+		       "[backend d]\naddress = 198.51.100.4:25\n"
+		       "identity = xclient\n");
+	inspect_farm(config, "f", errors, warnings);
+	assert_string_equal(text_of(errors), "");
+	assert_string_equal(
+		text_of(warnings),
+		"f: [backend b] is not told who the clients of [listener p] "
+		"are: with mode = tcp, identity = header does nothing; "
+		"proxy-v1, proxy-v2 and transparent do\n"
+		"f: [backend d] is not told who the clients of [listener p] "
+		"are: with mode = tcp, identity = xclient does nothing; "
+		"proxy-v1, proxy-v2 and transparent do\n");
+	config_free(&config);
+}
+
+static void a_client_s_address_is_not_for_everybody(void **state)
+{
+	bool root = geteuid() == 0;
+	struct config *config;
+
+	(void)state;
+	config = parse("[weir]\ncontrol_socket = /tmp/s\n[listener l]\n"
+		       "[backend a]\naddress = 198.51.100.1:25\n"
+		       "identity = transparent\n");
+	if (root)
+		assert_int_equal(seteuid(NOBODY), 0);
+	inspect_ground(config, "f", errors, warnings);
+	if (root)
+		assert_int_equal(seteuid(0), 0);
+	/* Another user of root's process has it at hand, for all that. */
+	assert_string_equal(
+		text_of(errors),
+		root ? ""
+		     : "f: identity = transparent needs CAP_NET_ADMIN: start "
+		       "weir as root, or let weir.service have it "
+		       "(CapabilityBoundingSet= and, with User=, "
+		       "AmbientCapabilities=)\n");
+	errors->count = 0;
+	config_free(&config);
 }
 
 /* 127.0.0.1 by another name, so to speak: this host's, whoever it is. */
@@ -391,7 +493,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(all_that_a_start_lacks_is_told),
 		cmocka_unit_test(what_one_may_not_do_is_told),
+		cmocka_unit_test(files_of_tls_are_read_or_told),
 		cmocka_unit_test(two_names_for_one_address_are_told),
+		cmocka_unit_test(who_is_not_told_of_clients_is_told_of),
+		cmocka_unit_test(a_client_s_address_is_not_for_everybody),
 		cmocka_unit_test(an_address_of_this_host_is_no_backend),
 		cmocka_unit_test(more_than_a_report_holds_is_counted),
 	};
