@@ -130,13 +130,16 @@ NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
 NEEDS_sim_tls   := $(addprefix tests/sim/,sim_net.c sim_talk.c sim_tls.c sim_wire.c) \
                    tests/unit/tls_certs.c
 NEEDS_health    := health/health.c
-NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c
+NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c \
+                   proxy/xclient.c proxy/cidr.c
+NEEDS_probe_way := $(NEEDS_probe)
 NEEDS_limit     := balancer/limit.c
 NEEDS_limit_model := balancer/limit.c
 NEEDS_backend   := balancer/backend.c balancer/limit.c health/health.c
 NEEDS_balancer  := $(NEEDS_backend) balancer/balancer.c health/probe.c \
-                   balancer/busy.c proxy/smtp.c
+                   balancer/busy.c proxy/smtp.c proxy/xclient.c proxy/cidr.c
 NEEDS_balancer_slots := $(NEEDS_balancer)
+NEEDS_balancer_guard := $(NEEDS_balancer)
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 SIM   := $(wildcard tests/sim/*.c)

@@ -281,7 +281,7 @@ struct backend {
 	struct health health;
 	struct limit limit;
 	int64_t seen_ms;       /* the latest time that anybody told */
-	uint32_t introduction; /* grows with each change of identity or TLS: a
+	uint16_t introduction; /* grows with each change of identity or TLS: a
 				  probe from before tells of another backend */
 	int64_t cert_told_ms;  /* in the log; -1: never */
 	struct probe_report report; /* the last probe's */

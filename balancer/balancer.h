@@ -48,7 +48,7 @@ struct balancer_slot {
 	bool kept;     /* idle: see balancer_keep() */
 	bool guard;    /* of a probe: it is to ask whether the backend relays
 			  for strangers */
-	uint32_t introduction; /* of a probe: the backend's, when it began */
+	uint16_t introduction; /* of a probe: the backend's, when it began */
 	uint32_t generation;
 	uint32_t epoch;
 };

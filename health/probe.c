@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "proxy/xclient.h"
+
 struct words {
 	const char *name;
 	const char *help;
@@ -67,7 +69,16 @@ static void finish(struct probe *p, enum probe_outcome outcome, int64_t now_ms)
 	enter(p, PROBE_STEP_DONE, now_ms);
 }
 
-/* Say a command; its reply is awaited in `step`. */
+/* A command is in p->line; its reply is awaited in `step`. */
+static void sent(struct probe *p, enum probe_step_name step, size_t len,
+		 int64_t now_ms)
+{
+	p->say_len = (uint16_t)len;
+	enter(p, step, now_ms);
+	smtp_reply_begin(&p->reply, step == PROBE_STEP_EHLO);
+}
+
+/* Say a command. */
 static void say(struct probe *p, enum probe_step_name step, const char *verb,
 		const char *arg, int64_t now_ms)
 {
@@ -75,9 +86,7 @@ static void say(struct probe *p, enum probe_step_name step, const char *verb,
 
 	assert(len > 0);
 	assert((size_t)len < sizeof(p->line));
-	p->say_len = (uint16_t)len;
-	enter(p, step, now_ms);
-	smtp_reply_begin(&p->reply, step == PROBE_STEP_EHLO);
+	sent(p, step, (size_t)len, now_ms);
 }
 
 static void say_hello(struct probe *p, int64_t now_ms)
@@ -325,30 +334,18 @@ static void well(struct probe *p, int64_t now_ms)
 	guard_or_quit(p, now_ms);
 }
 
-/*
- * All that EHLO offers to be told, as unknown: what is left out keeps the
- * value that it has.  The protocol is known: it is ours.
- */
-static void say_xclient(struct probe *p, int64_t now_ms)
+/* Nobody's, but weir's own. */
+static void introduce(struct probe *p, int64_t now_ms)
 {
-	char arg[SMTP_COMMAND_LINE_MAX - sizeof("XCLIENT\r\n")];
-	size_t len = 0;
+	static const struct xclient weir = { .local = true };
 
-	for (unsigned i = 0; i < SMTP_XCLIENT_BITS; i++) {
-		enum smtp_xclient bit = (enum smtp_xclient)(1U << i);
+	static_assert(sizeof(p->line) >= XCLIENT_LINE_MAX, "the line fits");
+	size_t len = xclient_write(p->line, p->xclient, &weir);
 
-		if ((p->xclient & bit) == 0)
-			continue;
-		int n = snprintf(arg + len, sizeof(arg) - len, " %s=%s",
-				 smtp_xclient_name(bit),
-				 bit == SMTP_XCLIENT_PROTO ? "ESMTP"
-							   : "[UNAVAILABLE]");
-
-		assert(n > 0);
-		assert((size_t)n < sizeof(arg) - len);
-		len += (size_t)n;
-	}
-	say(p, PROBE_STEP_XCLIENT, "XCLIENT", arg, now_ms);
+	if (len == 0)
+		leave(p, PROBE_XCLIENT_REFUSED, now_ms);
+	else
+		sent(p, PROBE_STEP_XCLIENT, len, now_ms);
 }
 
 /* That was the last EHLO: this is what sessions will be offered. */
@@ -371,10 +368,8 @@ static void next_of_hello(struct probe *p, int64_t now_ms)
 		say(p, PROBE_STEP_STARTTLS, "STARTTLS", "", now_ms);
 	else if (open && order->tls == PROBE_TLS_MUST)
 		leave(p, PROBE_TLS_REFUSED, now_ms);
-	else if (order->xclient && !p->introduced && p->xclient != 0)
-		say_xclient(p, now_ms);
 	else if (order->xclient && !p->introduced)
-		leave(p, PROBE_XCLIENT_REFUSED, now_ms);
+		introduce(p, now_ms);
 	else
 		learned(p, now_ms);
 }

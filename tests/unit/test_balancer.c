@@ -748,7 +748,7 @@ static void verdicts_on_the_client_move_nothing(void **state)
 	(void)state;
 	struct backend *a = add_up(10, 1);
 	struct backend *b = add_up(10, 1);
-	struct backend_view before, after;
+	static struct backend_view before, after; /* large */
 
 	said(a, BUSY_SICK, BUSY_STAGE_MAIL, 9, START_MS);
 	uint32_t error = backend_error(a, START_MS);

@@ -519,6 +519,7 @@ static void an_operators_rule_is_heeded(void **state)
 static void every_event_is_defined_at_every_point(void **state)
 {
 	(void)state;
+	static struct talk t;
 	static const struct probe_event events[] = {
 		{ .kind = PROBE_IN_CONNECTED },
 		{ .kind = PROBE_IN_FAILED, .error = ECONNREFUSED },
@@ -539,8 +540,6 @@ static void every_event_is_defined_at_every_point(void **state)
 	for (size_t at = 0; at <= 6; at++) {
 		for (size_t e = 0; e < sizeof(events) / sizeof(events[0]);
 		     e++) {
-			struct talk t;
-
 			begin(&t, &order, false);
 			if (at > 0)
 				happen(&t, PROBE_IN_CONNECTED);
