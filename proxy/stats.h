@@ -27,6 +27,11 @@
 	COUNTER(messages, messages, "2xx relayed for the end of data")         \
 	COUNTER(recipients, recipients, "2xx relayed for RCPT")                \
 	COUNTER(starttls, sessions, "STARTTLS of clients, begun")              \
+	COUNTER(tls_full, handshakes, "of clients, in full")                   \
+	COUNTER(tls_resumed, handshakes, "of clients, resumed by a ticket")    \
+	COUNTER(tls_failed, handshakes, "of clients, that failed")             \
+	COUNTER(backend_tls_full, handshakes, "with backends, in full")        \
+	COUNTER(backend_tls_resumed, handshakes, "with backends, resumed")     \
 	COUNTER(logins, sessions, "235 relayed for AUTH")                      \
 	COUNTER(logins_failed, replies, "AUTH that a backend refused")         \
 	COUNTER(logins_limited, replies, "454 for the rate of failed logins")  \

@@ -148,6 +148,12 @@ enum upstream_said upstream_introduce(struct upstream *u,
 	if (u->reading || u->surplus)
 		return UPSTREAM_GARBAGE;
 	u->who = *who;
+	/* EHLO, which follows, is said for that client as well. */
+	if (who->helo_len > 0) {
+		assert(who->helo_len <= SMTP_DOMAIN_MAX);
+		memcpy(u->name, who->helo, who->helo_len);
+		u->name[who->helo_len] = '\0';
+	}
 	return say_xclient(u, now_ms);
 }
 

@@ -162,7 +162,8 @@ enum upstream_said upstream_secured(struct upstream *u, int64_t now_ms);
 
 /*
  * A connection that is READY, with nothing due, shall serve another client:
- * SAY is XCLIENT, EHLO will follow, then IS_READY comes again.  UNFIT: it
+ * SAY is XCLIENT, EHLO with its name, if that is known, will follow, then
+ * IS_READY comes again.  UNFIT: it
  * offers no XCLIENT any more.  GARBAGE: it has begun to say what nobody asked
  * for.
  */

@@ -17,8 +17,10 @@
 #include "proxy/proxyproto.h"
 #include "proxy/session.h"
 #include "proxy/timer.h"
+#include "proxy/tls.h"
 #include "proxy/upstream.h"
 #include "proxy/worker.h"
+#include "proxy/xclient.h"
 
 /*
  * What the worker*.c files share; nobody else includes it.
@@ -45,6 +47,8 @@ struct work {
 	enum work_kind kind;
 	struct timer timer;
 	struct work *next_loud, *prev_loud; /* in worker.loud, or NULL */
+	/* In worker.costly: its handshake waits for a later turn. */
+	struct work *next_costly, *prev_costly;
 };
 
 enum {
@@ -89,6 +93,12 @@ struct work_queue {
 	size_t octets;
 };
 
+/* The TLS of a connection: what is queued elsewhere is in the clear. */
+struct work_tls {
+	struct tls *codec;      /* NULL: there is none */
+	struct work_queue wire; /* received, not yet decoded */
+};
+
 struct work_listener {
 	struct work work;
 	io_handle socket;
@@ -110,7 +120,15 @@ struct client {
 	bool admitted;         /* or refused: the session knows */
 	struct work_queue in;  /* received, not yet consumed */
 	struct work_queue out; /* to be sent */
-	bool receiving;        /* an io_recv() stands */
+	struct work_tls tls;
+	bool tls_due;    /* begins when all is sent; till then nothing that
+			    comes counts */
+	bool secured;    /* the session was told so */
+	bool tls_broken; /* the session was told so */
+	/* A handshake comes before the greeting, until then; 0: it does not. */
+	int64_t tls_by_ms;
+	enum admission_verdict verdict; /* meanwhile */
+	bool receiving;                 /* an io_recv() stands */
 	bool eof, eof_told;
 	bool gone_told; /* reset by the client */
 	bool ending;    /* io_close() or io_abort() was called */
@@ -173,6 +191,9 @@ struct server {
 	struct balancer_slot slot;
 	enum backend_identity identity; /* the backend's, at the connect */
 	struct work_queue in, out;
+	struct work_tls tls;
+	bool secured; /* its handshake is done */
+	bool greeted; /* with 220, and that was noted */
 	bool receiving;
 	bool lingering;      /* stays for its client's next message */
 	bool kept;           /* idle, for anybody's next message */
@@ -194,6 +215,9 @@ struct prober {
 	struct work work;
 	io_handle socket;
 	bool busy, ending, receiving;
+	struct work_queue in, out;
+	struct work_tls tls;
+	bool secured; /* its handshake is done, and the probe was told */
 	struct balancer_slot slot;
 	struct probe_order order; /* of what is copied here: a reload may free
 				     the configuration meanwhile */
@@ -269,6 +293,11 @@ struct worker {
 	 * came together leaves in one send.
 	 */
 	struct work loud;
+	/* List head: clients whose handshakes wait, the longest first. */
+	struct work costly;
+	unsigned handshakes; /* that may be made yet in this turn */
+	/* What was agreed on with each backend, to be resumed; or NULL. */
+	struct tls_session *resumable[FARM_BACKENDS_MAX];
 
 	struct prober *probers; /* worker 0: one for each place in the farm */
 	unsigned probing;
@@ -346,6 +375,46 @@ bool work_is_shortage(int error);
 /* Remove what a reload has drained and nobody uses any more.  Worker 0. */
 void work_remove_leaving(struct worker *w);
 
+/* ---- worker_tls.c ---- */
+
+/*
+ * Begin TLS.  The reference to context, which may be NULL, is taken over;
+ * session may be NULL.  False: there is no context, or no memory.
+ */
+bool secure_begin(struct worker *w, struct work_tls *t,
+		  struct tls_context *context,
+		  const struct tls_session *session);
+/* It is over, and its owner goes.  May be called again. */
+void secure_end(struct worker *w, struct work *work, struct work_tls *t);
+
+/*
+ * Decode what has come and append it to `in`, in buffers of this pool; no
+ * more than is of use now: come again when `in` was eaten.  There may be
+ * something to send then.
+ */
+enum tls_state secure_read(struct worker *w, struct work *work,
+			   struct work_tls *t, struct work_queue *in,
+			   enum io_pool pool);
+
+/* May the conversation say anything? */
+bool secure_can_say(const struct work_tls *t);
+/* Would secure_flush() send anything? */
+bool secure_is_loud(const struct work_tls *t, const struct work_queue *out);
+/*
+ * Encode what is queued, and what TLS has to say, and send it, unless a send
+ * is in flight.  last: all is followed by close_notify.
+ */
+void secure_flush(struct worker *w, struct work_tls *t, struct work_queue *out,
+		  io_handle socket, bool last);
+
+/* Each turn, first: handshakes that wait; and whether any do. */
+void secure_turn(struct worker *w);
+bool secure_is_behind(const struct worker *w);
+void work_unqueue_costly(struct work *work);
+
+/* What was agreed on, in the log line. */
+void secure_log(struct worker *w, const struct work_tls *t);
+
 /* ---- worker_client.c ---- */
 
 void client_accepted(struct worker *w, struct work_listener *from,
@@ -389,6 +458,12 @@ void server_free(struct worker *w, struct server *v, bool slot);
 /* Connect to the backend whose slot v has, for c.  0, or -errno. */
 int server_connect(struct worker *w, struct server *v, struct client *c);
 
+/*
+ * A kept connection is to speak for v->client now: XCLIENT.  False: it cannot,
+ * and is of no more use.
+ */
+bool server_introduce(struct worker *w, struct server *v);
+
 struct backend *server_backend(struct worker *w, const struct server *v);
 
 /* No client's any more, and in no list. */
@@ -415,6 +490,11 @@ void server_chunk(struct worker *w, struct server *v, bool open);
 void server_yield(struct worker *w, struct server *v);
 void server_yielded(struct worker *w, struct server *v);
 
+/*
+ * Did this connect fail for something that weir lacks?  Then it is no fault of
+ * the backend's.
+ */
+bool server_lacks(const struct server *v, int result);
 /* Not even a connect could be begun: what failed, for health and the log. */
 void server_unreachable(struct worker *w, struct server *v);
 void server_log_shortage(struct worker *w, const struct server *v, int error);
@@ -450,8 +530,9 @@ bool bind_slot(struct worker *w, struct client *c,
 /* A kept connection for what is needed, or NULL. */
 struct server *bind_find_kept(struct worker *w,
 			      const struct balancer_need *need);
-/* It serves c from now on; c is then to be told of it by bind_event(). */
-void bind_take_kept(struct worker *w, struct client *c, struct server *v);
+/* It serves c from now on.  As bind_client(). */
+bool bind_take_kept(struct worker *w, struct client *c, struct server *v,
+		    struct session_event *event);
 
 /* A kept connection is nobody's to find for a moment; and is again. */
 void bind_set_aside(struct worker *w, struct server *v);
@@ -537,6 +618,9 @@ void proxy_log(struct worker *w, const struct client *c);
  * to it, for the client that v serves.  False: there is no buffer.
  */
 bool proxy_introduce(struct worker *w, struct server *v);
+
+/* What a backend that wants XCLIENT is told of c. */
+struct xclient proxy_xclient(struct worker *w, const struct client *c);
 
 /* The same for a probe, which speaks for nobody.  NULL: there is no buffer. */
 struct io_buf *proxy_introduce_probe(struct worker *w, struct prober *p);

@@ -139,6 +139,7 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 	w->kept.next = w->kept.prev = &w->kept;
 	w->holders.next_holder = w->holders.prev_holder = &w->holders;
 	w->loud.next_loud = w->loud.prev_loud = &w->loud;
+	w->costly.next_costly = w->costly.prev_costly = &w->costly;
 	if (w->index == 0) {
 		w->probers = table(FARM_BACKENDS_MAX, sizeof(*w->probers),
 				   error);
@@ -289,6 +290,8 @@ void worker_free(struct worker **wp)
 	free(w->server_pool);
 	free(w->probers);
 	free(w->hold_memory);
+	for (unsigned i = 0; i < FARM_BACKENDS_MAX; i++)
+		tls_session_free(&w->resumable[i]);
 	free(w);
 }
 
@@ -423,6 +426,7 @@ static void look_around(struct worker *w)
 		bind_drop_retired(w);
 	}
 	w->env.offer_ext = offer.ext;
+	w->env.offer_auth = offer.auth;
 	w->env.offer_size = offer.size;
 	w->env.stressed = stressed;
 	if (stressed != w->stressed) {
@@ -504,8 +508,8 @@ static int64_t next_deadline(const struct worker *w)
 {
 	int64_t at_ms = timer_next_ms(&w->wheel);
 
-	if (w->more)
-		return 0; /* events are left of the last batch */
+	if (w->more || secure_is_behind(w))
+		return 0; /* something is left of the last turn */
 	/* Whoever holds buffers is heard of sooner or later; but if not. */
 	if (w->hungry != NULL && w->now_ms + TIMER_TICK_MS < at_ms)
 		at_ms = w->now_ms + TIMER_TICK_MS;
@@ -534,6 +538,7 @@ static void deal(struct worker *w)
 	struct timer *timer;
 
 	w->more = false;
+	secure_turn(w);
 	for (unsigned n = 0; io_next(w->io, &ev);) {
 		dispatch(w, &ev);
 		if (++n >= EVENTS_PER_TURN) {

@@ -1,4 +1,5 @@
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #include "proxy/config.h"
@@ -45,9 +46,13 @@ static bool is_told_right(struct worker *w, const struct server *v)
 /* Is this connection one that may serve any client? */
 static bool is_anybodys(struct worker *w, const struct server *v)
 {
-	return atomic_load(&server_backend(w, v)->reuse) && v->own_name &&
-	       !backend_identity_binds(v->identity) && is_told_right(w, v) &&
-	       !v->tainted && v->served < w->config->farm.reuse_max;
+	/* XCLIENT may be said again, and EHLO with it. */
+	bool open = v->identity == BACKEND_IDENTITY_XCLIENT ||
+		    (v->own_name && !backend_identity_binds(v->identity));
+
+	return open && atomic_load(&server_backend(w, v)->reuse) &&
+	       is_told_right(w, v) && !v->tainted &&
+	       v->served < w->config->farm.reuse_max;
 }
 
 static bool keep(struct worker *w, struct server *v)
@@ -192,6 +197,7 @@ struct session_event bind_event(struct worker *w, struct client *c,
 		.kind = SESSION_IN_BOUND,
 		.reused = reused,
 		.ext = ext,
+		.auth = v->upstream.ehlo.auth,
 		.pipelining = (ext & SMTP_EXT_PIPELINING) != 0,
 	};
 
@@ -214,14 +220,26 @@ static void take(struct worker *w, struct client *c, struct server *v)
 	memcpy(c->backend, server_backend(w, v)->name, sizeof(c->backend));
 }
 
-void bind_take_kept(struct worker *w, struct client *c, struct server *v)
+bool bind_take_kept(struct worker *w, struct client *c, struct server *v,
+		    struct session_event *event)
 {
 	server_detach(w, v);
 	balancer_resume(w->weir->farm, &v->slot);
 	take(w, c, v);
 	c->reused = true;
 	stats_add(&w->stats->reused, 1);
-	server_set_timer(w, v);
+	if (v->identity != BACKEND_IDENTITY_XCLIENT) {
+		server_set_timer(w, v);
+		*event = bind_event(w, c, v, true);
+		return false;
+	}
+	if (server_introduce(w, v))
+		return true;
+	/* It has no buffer, or said something meanwhile. */
+	*event = bind_none;
+	event->more = true;
+	server_quit(w, v);
+	return false;
 }
 
 bool bind_slot(struct worker *w, struct client *c,
@@ -240,8 +258,9 @@ bool bind_slot(struct worker *w, struct client *c,
 	result = server_connect(w, v, c);
 	if (result == 0)
 		return true;
-	if (work_is_shortage(-result)) {
+	if (server_lacks(v, result)) {
 		server_log_shortage(w, v, -result);
+		event->more = result == -EAFNOSUPPORT;
 	} else {
 		server_unreachable(w, v);
 		event->more = true;
@@ -300,7 +319,9 @@ bool bind_client(struct worker *w, struct client *c,
 
 	*event = bind_none;
 	c->need.ext = c->session.need;
+	c->need.auth = c->session.need_auth;
 	c->need.size = c->session.size_said;
+	c->need.stranger = !cidr_set_has(&w->config->farm.relay_from, &c->addr);
 	if (v != NULL && still_good(w, v, c)) {
 		server_detach(w, v);
 		take(w, c, v);
@@ -312,11 +333,8 @@ bool bind_client(struct worker *w, struct client *c,
 		server_quit(w, v);
 	if (room_waiting(w->weir->room) == 0) {
 		v = bind_find_kept(w, &c->need);
-		if (v != NULL) {
-			bind_take_kept(w, c, v);
-			*event = bind_event(w, c, v, true);
-			return false;
-		}
+		if (v != NULL)
+			return bind_take_kept(w, c, v, event);
 	}
 	verdict = reserve(w, c, &slot);
 	if (verdict == BALANCER_PICKED)

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include "proxy/config.h"
+#include "proxy/tls_store.h"
 #include "proxy/work.h"
 
 /*
@@ -50,6 +51,7 @@ static void client_free(struct worker *w, struct client *c)
 	assert(c->session.state == SESSION_CLOSED);
 	timer_clear(&c->work.timer);
 	work_hush(&c->work);
+	secure_end(w, &c->work, &c->tls);
 	work_queue_drop(w, &c->in);
 	work_queue_drop(w, &c->out);
 	c->prev->next = c->next;
@@ -92,7 +94,9 @@ static void log_session(struct worker *w, const struct client *c)
 	proxy_log(w, c);
 	if (s->helo_len > 0)
 		log_text(&w->log, "helo", s->helo, s->helo_len);
-	log_word(&w->log, "tls", "no");
+	secure_log(w, &c->tls);
+	if (s->authed)
+		log_word(&w->log, "auth", "yes");
 	log_number(&w->log, "transactions", s->transactions);
 	log_number(&w->log, "messages", s->messages);
 	log_number(&w->log, "recipients", (int64_t)c->recipients);
@@ -176,7 +180,8 @@ static void log_message(struct worker *w, struct client *c)
 	c->recipients += m->rcpts_ok;
 	c->queue_id_len = 0;
 	c->reply_len = 0;
-	c->backend[0] = '\0';
+	if (!s->authed)
+		c->backend[0] = '\0';
 	c->refused[0] = '\0';
 	c->waited = c->reused = false;
 	c->waited_ms = 0;
@@ -256,6 +261,9 @@ static void close_client(struct worker *w, struct client *c, bool abort)
 	over(w, c);
 	if (c->socket == 0 || c->ending)
 		return;
+	/* A broken stream ends with the alert that says why. */
+	if (c->tls_broken)
+		abort = false;
 	if (abort || c->gone_told) {
 		work_queue_drop(w, &c->out);
 		io_abort(w->io, c->socket);
@@ -265,15 +273,41 @@ static void close_client(struct worker *w, struct client *c, bool abort)
 	}
 }
 
+/*
+ * Take the stuffed dots out of the first octets: what is left of them stands
+ * at the front of the buffer.
+ */
+static size_t undot(struct worker *w, struct work_queue *in,
+		    const struct session_act *act)
+{
+	struct smtp_undot state = act->undot_state;
+	struct io_buf *buf = in->first;
+	size_t left = smtp_undot(&state, buf->data, act->len);
+	size_t out = act->len - left;
+
+	if (left == 0) {
+		work_queue_eat(w, in, out);
+		return 0;
+	}
+	memmove(buf->data + out, buf->data, left);
+	buf->data += out;
+	buf->len -= (uint32_t)out;
+	in->octets -= out;
+	return left;
+}
+
 static void body(struct worker *w, struct client *c,
 		 const struct session_act *act)
 {
 	struct server *v = c->server;
+	size_t len = act->len;
 
 	assert(v != NULL);
 	if (c->starved)
 		return;
-	if (!work_queue_move(w, &c->in, &v->out, act->len)) {
+	if (act->undot)
+		len = undot(w, &c->in, act);
+	if (len > 0 && !work_queue_move(w, &c->in, &v->out, len)) {
 		c->starved = true;
 		return;
 	}
@@ -281,11 +315,23 @@ static void body(struct worker *w, struct client *c,
 		server_sent(w, v, BUSY_STAGE_EOD);
 }
 
+static void renew_trace(struct worker *w, struct client *c)
+{
+	struct session_event bound = bind_event(w, c, c->server, true);
+
+	c->session.trace_len = bound.trace_len;
+}
+
 static void command(struct worker *w, struct client *c,
 		    const struct session_act *act)
 {
+	const struct session *s = &c->session;
+
 	if (act->hold)
 		hold_rcpt(w, c, act);
+	/* It was bound long ago, and the field tells of each message. */
+	if (s->authed && act->stage == BUSY_STAGE_MAIL)
+		renew_trace(w, c);
 	if (!server_command(w, c->server, act->text, act->len, act->stage))
 		c->starved = true;
 }
@@ -350,8 +396,6 @@ static bool perform(struct worker *w, struct client *c,
 		case SESSION_DO_COMMAND:
 			command(w, c, act);
 			break;
-		case SESSION_DO_STARTTLS:
-			break;
 		case SESSION_DO_BODY:
 			body(w, c, act);
 			*moved = true;
@@ -376,6 +420,10 @@ static bool perform(struct worker *w, struct client *c,
 		case SESSION_DO_QUIT:
 		case SESSION_DO_RESET:
 			part(w, c, act->what);
+			break;
+		case SESSION_DO_STARTTLS:
+			/* When this reply is out, and not before. */
+			c->tls_due = true;
 			break;
 		case SESSION_DO_LOG:
 			log_message(w, c);
@@ -412,6 +460,8 @@ static bool tell(struct worker *w, struct client *c,
 		more = perform(w, c, &ev, &next, &moved);
 		if (!moved)
 			work_queue_eat(w, &c->in, w->plan.consumed);
+		if (c->tls_due)
+			work_queue_drop(w, &c->in);
 		ev = next;
 	}
 	return progress;
@@ -456,17 +506,100 @@ void client_go_hungry(struct worker *w, struct client *c)
 	w->hungriest = c;
 }
 
+/* ---- TLS ---- */
+
+static void welcome(struct worker *w, struct client *c);
+
+static bool is_bulk(const struct client *c)
+{
+	const struct session *s = &c->session;
+
+	return (s->state == SESSION_BODY || s->state == SESSION_CHUNK) &&
+	       s->message.octets >= WORK_BULK;
+}
+
+static void tell_broken(struct worker *w, struct client *c)
+{
+	const struct session_event ev = { .kind = SESSION_IN_INSECURE };
+
+	c->tls_broken = true;
+	c->tls_by_ms = 0;
+	stats_add(&w->stats->tls_failed, 1);
+	(void)tell(w, c, &ev);
+}
+
+static void tell_secured(struct worker *w, struct client *c)
+{
+	const struct session_event ev = { .kind = SESSION_IN_SECURED };
+	struct tls_info info;
+
+	c->secured = true;
+	tls_describe(c->tls.codec, &info);
+	stats_add(info.resumed ? &w->stats->tls_resumed : &w->stats->tls_full,
+		  1);
+	(void)tell(w, c, &ev);
+	if (c->tls_by_ms > 0)
+		welcome(w, c);
+	c->tls_by_ms = 0;
+}
+
+/* All that was said in the clear is out, and what came meanwhile is gone. */
+static void begin_tls(struct worker *w, struct client *c)
+{
+	unsigned at = (unsigned)(c->session.listener - w->config->listeners);
+
+	c->tls_due = false;
+	if (!secure_begin(w, &c->tls, tls_store_listener(w->weir->tls, at),
+			  NULL))
+		tell_broken(w, c);
+}
+
+/* Decode what has come, and tell the session what that has changed. */
+static void refill(struct worker *w, struct client *c)
+{
+	if (c->tls.codec == NULL || c->tls_broken ||
+	    c->session.state == SESSION_CLOSED)
+		return;
+	switch (secure_read(w, &c->work, &c->tls, &c->in,
+			    is_bulk(c) ? IO_BIG : IO_SMALL)) {
+	case TLS_HANDSHAKE:
+	case TLS_STATES:
+		return;
+	case TLS_OPEN:
+		break;
+	case TLS_CLOSED:
+		/* All that it meant to say has come. */
+		c->eof = c->eof || c->tls.wire.first == NULL;
+		break;
+	case TLS_FAILED:
+		/* What came before is good, and is dealt with first. */
+		if (c->in.first == NULL || !c->secured)
+			tell_broken(w, c);
+		return;
+	}
+	if (!c->secured)
+		tell_secured(w, c);
+}
+
+/* Has it said more than the session has heard? */
+static bool has_more(const struct client *c)
+{
+	return c->in.first != NULL || c->session.line_ready ||
+	       c->tls.wire.first != NULL ||
+	       (c->tls.codec != NULL && tls_is_holding(c->tls.codec));
+}
+
 static void pump(struct worker *w, struct client *c)
 {
 	struct session *s = &c->session;
 
-	if (s->state != SESSION_CLOSED &&
-	    (c->in.first != NULL || s->line_ready) && is_short(w)) {
+	if (s->state != SESSION_CLOSED && has_more(c) && is_short(w)) {
 		client_go_hungry(w, c);
 		return;
 	}
 
 	hold_go_on(w, c);
+	refill(w, c);
 	while (s->state != SESSION_CLOSED && !c->starved && session_wants(s) &&
 	       has_room(w, c)) {
 		struct session_event ev = {
@@ -484,10 +617,13 @@ static void pump(struct worker *w, struct client *c)
 		}
 		if (!tell(w, c, &ev))
 			break;
+		refill(w, c);
 	}
-	if (s->state == SESSION_CLOSED)
+	if (s->state == SESSION_CLOSED) {
 		work_queue_drop(w, &c->in);
-	if (c->eof && !c->eof_told && c->in.first == NULL && !s->line_ready) {
+		work_queue_drop(w, &c->tls.wire);
+	}
+	if (c->eof && !c->eof_told && !has_more(c)) {
 		const struct session_event ev = { .kind = SESSION_IN_EOF };
 
 		c->eof_told = true;
@@ -498,10 +634,10 @@ static void pump(struct worker *w, struct client *c)
 static void arm(struct worker *w, struct client *c)
 {
 	const struct session *s = &c->session;
-	bool bulk = s->state == SESSION_BODY || s->state == SESSION_CHUNK;
 
 	if (c->receiving || c->eof || c->gone_told || c->ending ||
-	    c->socket == 0 || c->in.octets >= WORK_COMMAND_CREDIT ||
+	    c->socket == 0 ||
+	    c->in.octets + c->tls.wire.octets >= WORK_COMMAND_CREDIT ||
 	    !has_room(w, c))
 		return;
 	/* Who waits for a backend holds what it has said already, and that is
@@ -509,7 +645,7 @@ static void arm(struct worker *w, struct client *c)
 	if (c->in.first != NULL && !session_wants(s))
 		return;
 	c->receiving = true;
-	if (bulk && s->message.octets >= WORK_BULK)
+	if (is_bulk(c))
 		io_recv(w->io, c->socket, IO_BIG, WORK_BODY_CREDIT);
 	else
 		io_recv(w->io, c->socket, IO_SMALL, WORK_COMMAND_CREDIT);
@@ -552,6 +688,12 @@ static bool is_header_due(const struct client *c)
 	return c->header_by_ms > 0 && c->session.state != SESSION_CLOSED;
 }
 
+/* The same of a handshake that comes before the greeting. */
+static bool is_handshake_due(const struct client *c)
+{
+	return c->tls_by_ms > 0 && c->session.state != SESSION_CLOSED;
+}
+
 static void set_timer(struct worker *w, struct client *c)
 {
 	int64_t at_ms = c->session.deadline_ms;
@@ -566,6 +708,8 @@ static void set_timer(struct worker *w, struct client *c)
 			at_ms = end_ms;
 		if (is_header_due(c) && c->header_by_ms < at_ms)
 			at_ms = c->header_by_ms;
+		if (is_handshake_due(c) && c->tls_by_ms < at_ms)
+			at_ms = c->tls_by_ms;
 		end_ms = room_wait_ends(w, c);
 		if (end_ms < at_ms)
 			at_ms = end_ms;
@@ -573,18 +717,43 @@ static void set_timer(struct worker *w, struct client *c)
 	timer_set(&w->wheel, &c->work.timer, at_ms);
 }
 
-void client_flush(struct worker *w, struct client *c)
+/* In TLS or in the clear; counted as it goes over the wire. */
+static void send_queued(struct worker *w, struct client *c)
 {
 	uint64_t octets = 0;
 
+	if (c->tls.codec != NULL) {
+		octets = io_unsent(w->io, c->socket);
+		secure_flush(w, &c->tls, &c->out, c->socket, c->flushing);
+		octets = io_unsent(w->io, c->socket) - octets;
+		if (io_unsent(w->io, c->socket) == 0 &&
+		    secure_is_loud(&c->tls, &c->out))
+			client_go_hungry(w, c); /* no buffer was left */
+	} else {
+		work_queue_flush(w, &c->out, c->socket, &octets);
+	}
+	c->octets_out += octets;
+	stats_add(&w->stats->octets_out, octets);
+}
+
+/* Is there nothing more to send, not even of what TLS has to say? */
+static bool is_all_said(const struct client *c)
+{
+	return c->out.first == NULL &&
+	       (c->tls.codec == NULL || !secure_is_loud(&c->tls, &c->out));
+}
+
+void client_flush(struct worker *w, struct client *c)
+{
 	if (c->socket == 0 || c->ending)
 		return;
 	if (io_unsent(w->io, c->socket) == 0)
 		c->sent_ms = w->now_ms;
-	work_queue_flush(w, &c->out, c->socket, &octets);
-	c->octets_out += octets;
-	stats_add(&w->stats->octets_out, octets);
-	if (c->flushing && !c->fin_sent && c->out.first == NULL) {
+	/* What cannot be said in TLS is not said at all. */
+	if (c->flushing && c->tls.codec != NULL && !secure_can_say(&c->tls))
+		work_queue_drop(w, &c->out);
+	send_queued(w, c);
+	if (c->flushing && !c->fin_sent && is_all_said(c)) {
 		/* The peer closes at our FIN, and what it has sent by then is
 		 * read: else a reset could overtake our last reply. */
 		c->fin_sent = true;
@@ -624,7 +793,7 @@ static void kill_for(struct worker *w, struct client *c,
 
 static void speak_up(struct worker *w, struct client *c)
 {
-	if (c->out.first == NULL && (!c->flushing || c->fin_sent))
+	if (is_all_said(c) && (!c->flushing || c->fin_sent))
 		return;
 	if (c->work.next_loud == NULL && io_unsent(w->io, c->socket) == 0)
 		c->sent_ms = w->now_ms; /* from now on it may be stuck */
@@ -746,7 +915,7 @@ static void refuse(struct worker *w, struct client *c, const char *reply,
 	assert((size_t)n < sizeof(text));
 	stats_add(&w->stats->refused, 1);
 	c->limit = limit;
-	client_tell(w, c, &event);
+	(void)tell(w, c, &event);
 }
 
 /* Has there been no backend for so long that MAIL would be in vain? */
@@ -776,17 +945,16 @@ static void judge_haste(struct worker *w, struct client *c)
 		(void)tell(w, c, &ev);
 }
 
-static void admit(struct worker *w, struct client *c)
+/* What was decided about it, and the greeting if that is good. */
+static void welcome(struct worker *w, struct client *c)
 {
 	const struct session_event admitted = { .kind = SESSION_IN_ADMITTED };
 	enum balancer_verdict why = BALANCER_PICKED;
-	enum admission_verdict verdict = admission_open(
-		w->weir->admission, &c->addr, w->now_ms, &c->session.ticket);
 
-	c->admitted = true;
-	if (verdict != ADMISSION_ACCEPT) {
-		refuse(w, c, admission_verdict_reply(verdict),
-		       admission_verdict_name(verdict), reason_of(verdict));
+	if (c->verdict != ADMISSION_ACCEPT) {
+		refuse(w, c, admission_verdict_reply(c->verdict),
+		       admission_verdict_name(c->verdict),
+		       reason_of(c->verdict));
 		return;
 	}
 	if (!w->draining && farm_is_out(w, &why)) {
@@ -806,7 +974,27 @@ static void admit(struct worker *w, struct client *c)
 	}
 	stats_add(&w->stats->sessions, 1);
 	judge_haste(w, c);
-	client_tell(w, c, &admitted);
+	(void)tell(w, c, &admitted);
+}
+
+/*
+ * From now on it counts.  Where TLS comes first, what it reads, be that a
+ * refusal, comes behind the handshake: else it could not be read.
+ */
+static void admit(struct worker *w, struct client *c)
+{
+	c->admitted = true;
+	c->verdict = admission_open(w->weir->admission, &c->addr, w->now_ms,
+				    &c->session.ticket);
+	if (c->session.listener->tls == CONFIG_TLS_IMPLICIT) {
+		c->tls_by_ms = w->now_ms + w->config->timeouts.handshake_ms;
+		c->tls.wire = c->in;
+		c->in = (struct work_queue){ 0 };
+		begin_tls(w, c);
+	} else {
+		welcome(w, c);
+	}
+	client_resume(w, c);
 }
 
 /* Admit it, or let it wait for buffers to answer it from. */
@@ -832,6 +1020,7 @@ static void refuse_header(struct worker *w, struct client *c)
 	       "421 4.3.5 Connections from your address must begin with a "
 	       "good PROXY header",
 	       NULL, STATS_CLOSE_PROXY);
+	client_resume(w, c);
 }
 
 /* More of the header has come. */
@@ -978,8 +1167,10 @@ static void received(struct worker *w, struct client *c,
 	if (ev->result > 0) {
 		c->octets_in += (uint64_t)ev->result;
 		stats_add(&w->stats->octets_in, (uint64_t)ev->result);
-		if (c->session.state == SESSION_CLOSED)
+		if (c->session.state == SESSION_CLOSED || c->tls_due)
 			io_buf_put(w->io, ev->buf);
+		else if (c->tls.codec != NULL)
+			work_queue_buf(w, &c->tls.wire, ev->buf);
 		else
 			work_queue_buf(w, &c->in, ev->buf);
 		if (is_header_due(c))
@@ -1019,6 +1210,8 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 			return;
 		}
 		c->sent_ms = w->now_ms;
+		if (c->tls_due && !is_sending(w, c))
+			begin_tls(w, c);
 		if (c->fin_sent)
 			c->linger_ms = w->now_ms + WORK_LINGER_MS;
 		client_resume(w, c);
@@ -1047,6 +1240,9 @@ void client_timer(struct worker *w, struct client *c)
 		settle(w, c);
 	} else if (is_header_due(c) && w->now_ms >= c->header_by_ms) {
 		refuse_header(w, c);
+	} else if (is_handshake_due(c) && w->now_ms >= c->tls_by_ms) {
+		tell_broken(w, c);
+		settle(w, c);
 	} else if (w->now_ms >= room_wait_ends(w, c)) {
 		room_give_up(w, c);
 		client_tell(w, c, &bind_none);

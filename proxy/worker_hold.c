@@ -237,6 +237,16 @@ void hold_go_on(struct worker *w, struct client *c)
 
 /* ---- the trace field ---- */
 
+/* RFC 3848. */
+static const char *protocol_of(const struct session *s)
+{
+	if (!s->esmtp)
+		return "SMTP";
+	if (s->secured)
+		return s->authed ? "ESMTPSA" : "ESMTPS";
+	return s->authed ? "ESMTPA" : "ESMTP";
+}
+
 static size_t write_trace(struct worker *w, const struct client *c,
 			  char text[TRACE_MAX])
 {
@@ -247,7 +257,7 @@ static size_t write_trace(struct worker *w, const struct client *c,
 		.helo_len = s->helo_len,
 		.address = c->addr_text,
 		.by = w->config->weir.hostname,
-		.with = s->esmtp ? "ESMTP" : "SMTP",
+		.with = protocol_of(s),
 		.id = id,
 		.wall_ms = c->trace_wall_ms,
 	};

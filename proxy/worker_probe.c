@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include "proxy/config.h"
+#include "proxy/tls_store.h"
 #include "proxy/work.h"
 
 /*
@@ -45,7 +46,39 @@ static void finish(struct worker *w, struct prober *p)
 		return;
 	p->ending = true;
 	timer_set(&w->wheel, &p->work.timer, TIMER_NEVER);
+	secure_end(w, &p->work, &p->tls);
+	work_queue_drop(w, &p->in);
+	work_queue_drop(w, &p->out);
 	io_close(w->io, p->socket);
+}
+
+/* What else it found out. */
+static void log_news(struct worker *w, const struct prober *p,
+		     const struct backend_news *news)
+{
+	const struct probe_report *report = &p->probe.report;
+	const char *name = w->weir->farm->backends[p->slot.index].name;
+
+	if (news->relay_told) {
+		work_log_begin(w, "relay");
+		log_word(&w->log, "backend", name);
+		log_word(&w->log, "strangers", backend_relay_name(news->relay));
+		log_word(&w->log, "step", probe_step_word(report->relay_step));
+		if (report->relay_code != 0) {
+			log_number(&w->log, "code", report->relay_code);
+			log_text(&w->log, "reply", report->relay_text,
+				 report->relay_text_len);
+		}
+		work_log(w, news->relay == BACKEND_RELAY_CLOSED
+				    ? LOG_LEVEL_NOTICE
+				    : LOG_LEVEL_ERROR);
+	}
+	if (news->cert_told) {
+		work_log_begin(w, "certificate");
+		log_word(&w->log, "backend", name);
+		log_number(&w->log, "days_left", news->cert_days);
+		work_log(w, LOG_LEVEL_WARNING);
+	}
 }
 
 /* The last word: the slot goes back, and the verdict is told. */
@@ -75,34 +108,50 @@ static void conclude(struct worker *w, struct prober *p)
 		work_log(w, LOG_LEVEL_WARNING);
 	}
 	work_log_change(w, &change);
+	log_news(w, p, &change.news);
 	p->busy = false;
 	assert(w->probing > 0);
 	w->probing--;
 }
 
+/* What it has to say, in TLS or in the clear. */
+static void flush(struct worker *w, struct prober *p)
+{
+	uint64_t octets = 0;
+
+	if (p->tls.codec != NULL)
+		secure_flush(w, &p->tls, &p->out, p->socket, false);
+	else
+		work_queue_flush(w, &p->out, p->socket, &octets);
+}
+
+static void begin_tls(struct worker *w, struct prober *p)
+{
+	struct tls_context *context = tls_store_backend(w->weir->tls,
+							p->slot.index);
+
+	/* What was said in the clear is over (RFC 3207, section 6). */
+	work_queue_drop(w, &p->in);
+	/* Each time anew: it is the certificate that is looked at. */
+	if (secure_begin(w, &p->tls, context, NULL))
+		flush(w, p);
+}
+
 static void follow(struct worker *w, struct prober *p,
 		   const struct probe_plan *plan)
 {
-	struct io_buf *buf;
-
 	if (plan->done) {
 		finish(w, p);
 		return;
 	}
 	timer_set(&w->wheel, &p->work.timer, plan->deadline_ms);
-	if (plan->send == NULL)
-		return;
-	buf = io_buf_get(w->io, IO_RESERVE);
-	if (buf == NULL) {
-		/* Without words it will run into its deadline. */
-		stats_add(&w->stats->no_buffers, 1);
-		return;
-	}
-	assert(plan->send_len <= buf->room);
-	memcpy(buf->data, plan->send, plan->send_len);
-	buf->len = (uint32_t)plan->send_len;
-	buf->room -= (uint32_t)plan->send_len;
-	io_send(w->io, p->socket, buf);
+	/* Without words, or TLS, it will run into its deadline. */
+	if (plan->send != NULL)
+		(void)work_queue_text(w, &p->out, IO_RESERVE, plan->send,
+				      plan->send_len);
+	flush(w, p);
+	if (plan->handshake)
+		begin_tls(w, p);
 }
 
 static void step(struct worker *w, struct prober *p,
@@ -136,6 +185,15 @@ static struct probe_event not_connected(int error, bool lacking)
 	};
 }
 
+static enum probe_tls tls_of(struct worker *w, const struct backend *b)
+{
+	if (!backend_wants_tls(b, w->now_ms))
+		return PROBE_TLS_NONE;
+	return backend_tls(b) == BACKEND_TLS_OPPORTUNISTIC
+		       ? PROBE_TLS_IF_OFFERED
+		       : PROBE_TLS_MUST;
+}
+
 static void begin(struct worker *w, const struct balancer_slot *slot)
 {
 	struct prober *p = prober_of(w, slot->index);
@@ -148,8 +206,11 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 	assert(!p->busy);
 	p->work.kind = WORK_PROBE;
 	timer_init(&p->work.timer);
+	p->work.next_costly = p->work.prev_costly = NULL;
 	p->busy = true;
-	p->ending = p->receiving = false;
+	p->ending = p->receiving = p->secured = false;
+	p->in = p->out = (struct work_queue){ 0 };
+	p->tls = (struct work_tls){ 0 };
 	p->slot = *slot;
 	static_assert(sizeof(p->helo) >= sizeof(health->helo),
 		      "the name that the configuration has fits");
@@ -161,6 +222,10 @@ static void begin(struct worker *w, const struct balancer_slot *slot)
 		.mail = health->mail,
 		.connect_ms = w->config->timeouts.backend_connect_ms,
 		.timeout_ms = health->timeout_ms,
+		.tls = tls_of(w, b),
+		.implicit = backend_tls_implicit(b),
+		.xclient = p->identity == BACKEND_IDENTITY_XCLIENT,
+		.guard = slot->guard,
 		.rules = p->rules,
 		.rule_count = b->rule_count,
 	};
@@ -201,6 +266,69 @@ static void listen_to(struct worker *w, struct prober *p)
 	io_recv(w->io, p->socket, IO_RESERVE, WORK_COMMAND_CREDIT);
 }
 
+/* ---- TLS ---- */
+
+static void tell_secured(struct worker *w, struct prober *p)
+{
+	struct tls_info info;
+	struct probe_event event = { .kind = PROBE_IN_SECURED };
+
+	p->secured = true;
+	tls_describe(p->tls.codec, &info);
+	event.expires_s = info.expires_s;
+	event.verified = info.verified;
+	event.tls_version = info.version;
+	event.now_s = io_wall_ms(w->io) / 1000;
+	step(w, p, &event);
+}
+
+static void tell_insecure(struct worker *w, struct prober *p)
+{
+	const char *why = tls_reason(p->tls.codec);
+	const struct probe_event event = {
+		.kind = PROBE_IN_INSECURE,
+		.octets = why,
+		.len = strlen(why),
+	};
+
+	step(w, p, &event);
+}
+
+/* Decode what has come, and tell the probe what that has changed. */
+static void refill(struct worker *w, struct prober *p)
+{
+	enum tls_state state;
+
+	if (p->tls.codec == NULL || p->in.first != NULL)
+		return;
+	state = secure_read(w, &p->work, &p->tls, &p->in, IO_RESERVE);
+	flush(w, p);
+	if (state == TLS_FAILED && (p->in.first == NULL || !p->secured))
+		tell_insecure(w, p);
+	else if (state != TLS_HANDSHAKE && !p->secured)
+		tell_secured(w, p);
+}
+
+static void feed(struct worker *w, struct prober *p)
+{
+	for (refill(w, p); p->in.first != NULL && !p->ending; refill(w, p)) {
+		struct probe_event event = {
+			.kind = PROBE_IN_OCTETS,
+			.octets = p->in.first->data,
+			.len = p->in.first->len,
+		};
+		struct io_buf *buf = p->in.first;
+
+		/* What comes of it may begin TLS, and drop what is queued. */
+		p->in.octets -= buf->len;
+		p->in.first = buf->next;
+		if (p->in.first == NULL)
+			p->in.last = NULL;
+		step(w, p, &event);
+		io_buf_put(w->io, buf);
+	}
+}
+
 static void received(struct worker *w, struct prober *p,
 		     const struct io_event *ev)
 {
@@ -213,11 +341,13 @@ static void received(struct worker *w, struct prober *p,
 		step(w, p, &event);
 		return;
 	}
-	event.kind = PROBE_IN_OCTETS;
-	event.octets = ev->buf->data;
-	event.len = ev->buf->len;
-	step(w, p, &event);
-	io_buf_put(w->io, ev->buf);
+	if (p->ending)
+		io_buf_put(w->io, ev->buf);
+	else if (p->tls.codec != NULL)
+		work_queue_buf(w, &p->tls.wire, ev->buf);
+	else
+		work_queue_buf(w, &p->in, ev->buf);
+	feed(w, p);
 	listen_to(w, p);
 }
 
@@ -258,6 +388,11 @@ void probe_event_in(struct worker *w, struct prober *p,
 		conclude(w, p);
 		return;
 	case IO_SENT: /* a broken one shows when receiving */
+		if (!p->ending) {
+			flush(w, p);
+			feed(w, p);
+		}
+		return;
 	case IO_ACCEPTED:
 	case IO_SPLICED:
 	case IO_WOKEN:

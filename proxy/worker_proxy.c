@@ -102,6 +102,40 @@ static uint8_t version_of(enum backend_identity identity)
 	return identity == BACKEND_IDENTITY_PROXY_V1 ? 1 : 2;
 }
 
+/* Whom the client was connected to, here or at the proxy before us. */
+static void destination_of(struct worker *w, const struct client *c,
+			   struct cidr_addr *addr, uint16_t *port)
+{
+	/* Of the same family, should the socket be gone. */
+	*addr = cidr_addr_mask(&c->addr, 0, 0);
+	*port = 0;
+	if (c->via_set) {
+		*addr = c->local;
+		*port = c->local_port;
+	} else if (c->socket != 0 && !c->ending) {
+		address_of(w, c->socket, io_local, addr, port);
+	}
+}
+
+static void describe_tls(const struct client *c, struct proxyproto_tls *tls)
+{
+	struct tls_info info;
+	size_t len;
+
+	tls_describe(c->tls.codec, &info);
+	len = strlen(info.version);
+	if (len > sizeof(tls->version))
+		len = sizeof(tls->version);
+	*tls = (struct proxyproto_tls){
+		.said = true,
+		.tls = true,
+		.cert = info.subject[0] != '\0',
+		.verified = info.verified,
+		.version_len = (uint8_t)len,
+	};
+	memcpy(tls->version, info.version, len);
+}
+
 bool proxy_introduce(struct worker *w, struct server *v)
 {
 	const struct client *c = v->client;
@@ -117,15 +151,9 @@ bool proxy_introduce(struct worker *w, struct server *v)
 	h.family = PROXYPROTO_INET;
 	h.source = c->addr;
 	h.source_port = c->port;
-	/* Of the same family, should the socket be gone. */
-	h.destination = cidr_addr_mask(&c->addr, 0, 0);
-	if (c->via_set) {
-		h.destination = c->local;
-		h.destination_port = c->local_port;
-	} else if (c->socket != 0 && !c->ending) {
-		address_of(w, c->socket, io_local, &h.destination,
-			   &h.destination_port);
-	}
+	destination_of(w, c, &h.destination, &h.destination_port);
+	if (c->secured)
+		describe_tls(c, &h.tls);
 	client_id(c, id);
 	h.id_len = (uint8_t)strlen(id);
 	static_assert((int)WORK_ID_MAX <= (int)PROXYPROTO_ID_MAX, "ids fit");
@@ -135,6 +163,21 @@ bool proxy_introduce(struct worker *w, struct server *v)
 	 * alone, in one send.  Postfix looks for it in what it reads first. */
 	assert(v->out.first == NULL);
 	return work_queue_text(w, &v->out, IO_SMALL, (const char *)octets, len);
+}
+
+struct xclient proxy_xclient(struct worker *w, const struct client *c)
+{
+	const struct session *s = &c->session;
+	struct xclient who = {
+		.addr = c->addr,
+		.port = c->port,
+		.esmtp = s->esmtp,
+		.helo_len = s->helo_len,
+	};
+
+	memcpy(who.helo, s->helo, s->helo_len);
+	destination_of(w, c, &who.dest, &who.dest_port);
+	return who;
 }
 
 struct io_buf *proxy_introduce_probe(struct worker *w, struct prober *p)

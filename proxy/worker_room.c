@@ -130,12 +130,9 @@ static void connect_called(struct worker *w)
 		c->gift = NULL;
 		assert(session_is_binding(&c->session));
 		assert(c->server == NULL);
-		if (gift != NULL) {
-			bind_take_kept(w, c, gift);
-			event = bind_event(w, c, gift, true);
-		} else if (bind_slot(w, c, &slot, &event)) {
+		if (gift != NULL ? bind_take_kept(w, c, gift, &event)
+				 : bind_slot(w, c, &slot, &event))
 			continue;
-		}
 		client_tell(w, c, &event);
 	}
 }

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include "proxy/config.h"
+#include "proxy/tls_store.h"
 #include "proxy/work.h"
 
 /*
@@ -38,6 +39,9 @@ struct server *server_new(struct worker *w)
 	v->client = NULL;
 	v->next = v->prev = NULL;
 	v->in = v->out = (struct work_queue){ 0 };
+	v->tls = (struct work_tls){ 0 };
+	v->work.next_costly = v->work.prev_costly = NULL;
+	v->secured = v->greeted = false;
 	v->receiving = v->ending = false;
 	v->lingering = v->kept = v->clearing = false;
 	v->own_name = v->tainted = v->yielding = false;
@@ -66,6 +70,7 @@ void server_yielded(struct worker *w, struct server *v)
 void server_free(struct worker *w, struct server *v, bool slot)
 {
 	work_hush(&v->work);
+	secure_end(w, &v->work, &v->tls);
 	if (slot)
 		balancer_release(w->weir->farm, &v->slot);
 	server_yielded(w, v);
@@ -99,6 +104,19 @@ void server_detach(struct worker *w, struct server *v)
 	}
 }
 
+/* What was agreed on in TLS makes the next handshake there a short one. */
+static void keep_agreement(struct worker *w, struct server *v)
+{
+	struct tls_session *session = NULL;
+
+	if (v->tls.codec != NULL)
+		session = tls_take_session(v->tls.codec);
+	if (session == NULL)
+		return;
+	tls_session_free(&w->resumable[v->slot.index]);
+	w->resumable[v->slot.index] = session;
+}
+
 static void end(struct worker *w, struct server *v, bool reset)
 {
 	if (v->ending)
@@ -106,12 +124,19 @@ static void end(struct worker *w, struct server *v, bool reset)
 	server_detach(w, v);
 	v->ending = true;
 	timer_set(&w->wheel, &v->work.timer, TIMER_NEVER);
+	keep_agreement(w, v);
+	secure_end(w, &v->work, &v->tls);
 	work_queue_drop(w, &v->in);
 	work_queue_drop(w, &v->out);
 	if (reset)
 		io_abort(w->io, v->socket);
 	else
 		io_close(w->io, v->socket);
+}
+
+static bool is_sending(struct worker *w, const struct server *v)
+{
+	return v->out.octets > 0 || io_unsent(w->io, v->socket) > 0;
 }
 
 void server_set_timer(struct worker *w, struct server *v)
@@ -124,7 +149,7 @@ void server_set_timer(struct worker *w, struct server *v)
 		at_ms = v->until_ms;
 	if (v->upstream.state == UPSTREAM_GREETING && v->greet_by_ms < at_ms)
 		at_ms = v->greet_by_ms;
-	if (v->out.octets > 0 || io_unsent(w->io, v->socket) > 0) {
+	if (is_sending(w, v)) {
 		int64_t stuck_ms = v->sent_ms +
 				   w->config->timeouts.backend_send_ms;
 
@@ -142,9 +167,16 @@ static void arm(struct worker *w, struct server *v)
 	io_recv(w->io, v->socket, IO_REPLY, WORK_COMMAND_CREDIT);
 }
 
+static bool has_to_say(const struct server *v)
+{
+	if (v->tls.codec != NULL)
+		return secure_is_loud(&v->tls, &v->out);
+	return v->out.first != NULL;
+}
+
 void server_speak_up(struct worker *w, struct server *v)
 {
-	if (v->ending || v->out.first == NULL)
+	if (v->ending || !has_to_say(v))
 		return;
 	if (v->work.next_loud == NULL && io_unsent(w->io, v->socket) == 0)
 		v->sent_ms = w->now_ms; /* from now on it may be stuck */
@@ -155,9 +187,15 @@ void server_flush(struct worker *w, struct server *v)
 {
 	uint64_t octets = 0;
 
-	if (v->ending || v->out.first == NULL)
+	if (v->ending || !has_to_say(v))
 		return;
-	work_queue_flush(w, &v->out, v->socket, &octets);
+	if (v->tls.codec != NULL) {
+		octets = io_unsent(w->io, v->socket);
+		secure_flush(w, &v->tls, &v->out, v->socket, false);
+		octets = io_unsent(w->io, v->socket) - octets;
+	} else {
+		work_queue_flush(w, &v->out, v->socket, &octets);
+	}
 	backend_count(server_backend(w, v), BACKEND_COUNT_octets_out, octets);
 	server_set_timer(w, v);
 }
@@ -237,12 +275,16 @@ static void log_refusal(struct worker *w, const struct server *v,
 	log_word(&w->log, "stage", busy_stage_name(outcome->stage));
 	log_word(&w->log, "class", busy_class_name(outcome->class));
 	log_word(&w->log, "rule", rule);
+	if (v->tls.codec != NULL && tls_reason(v->tls.codec)[0] != '\0')
+		log_word(&w->log, "tls_error", tls_reason(v->tls.codec));
 	if (outcome->failure != BALANCER_REPLIED) {
 		log_word(&w->log, "failure",
 			 balancer_failure_name(outcome->failure));
 	} else {
 		log_number(&w->log, "code", r->code);
-		log_text(&w->log, "reply", r->text, r->text_len);
+		/* That may have a part of a login in it. */
+		if (outcome->stage != BUSY_STAGE_AUTH)
+			log_text(&w->log, "reply", r->text, r->text_len);
 	}
 	if (c != NULL)
 		log_word(&w->log, "client", c->addr_text);
@@ -392,6 +434,26 @@ static bool is_nobodys(const struct server *v)
 	       v->upstream.state == UPSTREAM_QUITTING;
 }
 
+/*
+ * No fault of the backend's: a kept connection came to its end before it was
+ * told of its next client; or TLS, which is wanted and not demanded, does not
+ * work there.  Then it may be asked again, in the clear.
+ */
+static bool is_excused(struct worker *w, struct server *v)
+{
+	struct backend *b = server_backend(w, v);
+	bool handshake = v->upstream.state == UPSTREAM_TLS;
+
+	if (handshake && backend_tls(b) == BACKEND_TLS_OPPORTUNISTIC)
+		backend_tls_failed(b, w->now_ms);
+	else if (handshake || v->served == 0 ||
+		 v->upstream.state == UPSTREAM_READY)
+		return false;
+	if (v->client != NULL && v->client->need.tried_count > 0)
+		v->client->need.tried_count--; /* it was the last */
+	return true;
+}
+
 static void failed(struct worker *w, struct server *v,
 		   enum balancer_failure failure)
 {
@@ -406,6 +468,11 @@ static void failed(struct worker *w, struct server *v,
 
 	if (is_nobodys(v)) {
 		end(w, v, false);
+		return;
+	}
+	if (is_excused(w, v)) {
+		log_refusal(w, v, &outcome, busy_rule_name(verdict.rule));
+		give_up(w, v, BUSY_SESSION, stage, false);
 		return;
 	}
 	note(w, v, &outcome);
@@ -427,6 +494,33 @@ static void forsake(struct worker *w, struct server *v, int error)
 	give_up(w, v, BUSY_BUSY, upstream_awaits(&v->upstream), false);
 }
 
+static void stream_ended(struct worker *w, struct server *v, bool reset)
+{
+	if (v->upstream.state == UPSTREAM_GREETING)
+		failed(w, v, reset ? BALANCER_RESET : BALANCER_CLOSED);
+	else
+		failed(w, v, BALANCER_LOST);
+}
+
+/* It lacks what weir was told to demand of it: an operator's business. */
+static void unfit(struct worker *w, struct server *v)
+{
+	const struct balancer_outcome outcome = {
+		.failure = BALANCER_REPLIED,
+		.class = BUSY_MISCONF,
+		.stage = v->upstream.unfit == UPSTREAM_NO_STARTTLS
+				 ? BUSY_STAGE_STARTTLS
+				 : BUSY_STAGE_XCLIENT,
+		.source = v->client != NULL ? v->client->source : 0,
+	};
+
+	note(w, v, &outcome);
+	log_refusal(w, v, &outcome,
+		    v->upstream.unfit == UPSTREAM_NO_STARTTLS ? "no_starttls"
+							      : "no_xclient");
+	give_up(w, v, BUSY_MISCONF, outcome.stage, false);
+}
+
 /* ---- replies ---- */
 
 /* 220: from now on it is a session there, whatever becomes of it. */
@@ -442,6 +536,7 @@ static void greeted(struct worker *w, struct server *v)
 				    : w->now_ms - v->begun_ms,
 	};
 
+	v->greeted = true;
 	note(w, v, &outcome);
 }
 
@@ -455,7 +550,7 @@ static void ready(struct worker *w, struct server *v)
 		server_quit(w, v);
 		return;
 	}
-	event = bind_event(w, v->client, v, false);
+	event = bind_event(w, v->client, v, v->served > 0);
 	client_tell(w, v->client, &event);
 }
 
@@ -512,7 +607,9 @@ static void replied(struct worker *w, struct server *v, enum session_in kind)
 		v->tainted = true;
 	if (c == NULL)
 		return;
-	keep_words(c, v);
+	/* What is said of a login may have a part of it in it. */
+	if (event.stage != BUSY_STAGE_AUTH)
+		keep_words(c, v);
 	if (kind == SESSION_IN_REPLY && event.code / 100 == 2) {
 		if (event.stage == BUSY_STAGE_RCPT)
 			backend_count(b, BACKEND_COUNT_rcpts, 1);
@@ -524,6 +621,25 @@ static void replied(struct worker *w, struct server *v, enum session_in kind)
 		give_up(w, v, BUSY_SICK, event.stage, false);
 }
 
+/* ---- TLS ---- */
+
+/* What it said in the clear is answered for; from here on it is TLS. */
+static void begin_tls(struct worker *w, struct server *v)
+{
+	struct tls_context *context = tls_store_backend(w->weir->tls,
+							v->slot.index);
+
+	assert(v->in.first == NULL);
+	/* A PROXY header goes ahead of TLS, alone. */
+	server_flush(w, v);
+	if (!secure_begin(w, &v->tls, context, w->resumable[v->slot.index])) {
+		forsake(w, v, ENOMEM);
+		return;
+	}
+	server_speak_up(w, v);
+	server_set_timer(w, v);
+}
+
 static void said(struct worker *w, struct server *v, enum upstream_said what)
 {
 	const struct upstream *u = &v->upstream;
@@ -532,7 +648,7 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 	case UPSTREAM_MORE:
 		return;
 	case UPSTREAM_SAY:
-		if (u->state == UPSTREAM_EHLO && u->hellos == 1)
+		if (!v->greeted)
 			greeted(w, v);
 		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
 			server_speak_up(w, v);
@@ -541,6 +657,12 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 		return;
 	case UPSTREAM_IS_READY:
 		ready(w, v);
+		return;
+	case UPSTREAM_HANDSHAKE:
+		begin_tls(w, v);
+		return;
+	case UPSTREAM_UNFIT:
+		unfit(w, v);
 		return;
 	case UPSTREAM_REFUSED:
 		refused(w, v);
@@ -551,8 +673,6 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 	case UPSTREAM_EARLY:
 		replied(w, v, SESSION_IN_EARLY);
 		return;
-	case UPSTREAM_HANDSHAKE:
-	case UPSTREAM_UNFIT:
 	case UPSTREAM_GARBAGE:
 		failed(w, v, BALANCER_GARBLED);
 		return;
@@ -564,15 +684,49 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 	}
 }
 
+static void tell_secured(struct worker *w, struct server *v)
+{
+	struct tls_info info;
+
+	v->secured = true;
+	tls_describe(v->tls.codec, &info);
+	stats_add(info.resumed ? &w->stats->backend_tls_resumed
+			       : &w->stats->backend_tls_full,
+		  1);
+	said(w, v, upstream_secured(&v->upstream, w->now_ms));
+	server_set_timer(w, v);
+}
+
+/* Decode what has come. */
+static void refill(struct worker *w, struct server *v)
+{
+	enum tls_state state;
+
+	if (v->tls.codec == NULL || v->ending || v->in.first != NULL)
+		return;
+	state = secure_read(w, &v->work, &v->tls, &v->in, IO_REPLY);
+	if (state == TLS_FAILED && (v->in.first == NULL || !v->secured)) {
+		stream_ended(w, v, false);
+		return;
+	}
+	server_speak_up(w, v);
+	if (state != TLS_HANDSHAKE && !v->secured)
+		tell_secured(w, v);
+}
+
 static void feed(struct worker *w, struct server *v)
 {
-	while (v->in.first != NULL && !v->ending) {
+	for (refill(w, v); v->in.first != NULL && !v->ending; refill(w, v)) {
 		size_t used = 0;
 		enum upstream_said what = upstream_feed(
 			&v->upstream, v->in.first->data, v->in.first->len,
 			w->now_ms, &used);
 
 		work_queue_eat(w, &v->in, used);
+		/* Said in the clear, to be taken for what came in TLS (RFC
+		 * 3207, section 6; CVE-2011-0411). */
+		if (what == UPSTREAM_HANDSHAKE && v->in.first != NULL)
+			what = UPSTREAM_GARBAGE;
 		said(w, v, what);
 	}
 }
@@ -599,30 +753,105 @@ static void set_name(struct worker *w, struct server *v, const struct client *c)
 	v->name[len] = '\0';
 }
 
+static enum upstream_tls tls_of(struct worker *w, const struct backend *b)
+{
+	switch (backend_tls(b)) {
+	case BACKEND_TLS_NONE:
+		break;
+	case BACKEND_TLS_OPPORTUNISTIC:
+		return backend_wants_tls(b, w->now_ms) ? UPSTREAM_TLS_IF_OFFERED
+						       : UPSTREAM_CLEAR;
+	case BACKEND_TLS_REQUIRED:
+	case BACKEND_TLS_VERIFY:
+		return UPSTREAM_TLS_MUST;
+	}
+	return UPSTREAM_CLEAR;
+}
+
+/* What is to be said and done on this connection before MAIL. */
+static void begin_talk(struct worker *w, struct server *v,
+		       const struct client *c)
+{
+	const struct backend *b = server_backend(w, v);
+	struct xclient who;
+	struct upstream_order order = {
+		.name = v->name,
+		.tls = tls_of(w, b),
+	};
+
+	set_name(w, v, c);
+	order.name_len = strlen(v->name);
+	order.implicit = order.tls != UPSTREAM_CLEAR && backend_tls_implicit(b);
+	if (v->identity == BACKEND_IDENTITY_XCLIENT) {
+		who = proxy_xclient(w, c);
+		order.who = &who;
+	}
+	upstream_begin(&v->upstream, &order, &w->timeouts, w->now_ms);
+}
+
+/* Where it connects from; may be &from, or NULL: as the kernel likes. */
+static const struct sockaddr *source_for(struct worker *w,
+					 const struct server *v,
+					 struct sockaddr_storage *from)
+{
+	const struct backend *b = server_backend(w, v);
+
+	if (v->identity == BACKEND_IDENTITY_TRANSPARENT) {
+		(void)cidr_addr_to_sockaddr(&v->client->addr, 0, from);
+		return (const struct sockaddr *)from;
+	}
+	return b->source_len > 0 ? (const struct sockaddr *)&b->source : NULL;
+}
+
 int server_connect(struct worker *w, struct server *v, struct client *c)
 {
 	struct backend *b = server_backend(w, v);
-	const struct sockaddr *source = NULL;
-	struct upstream_order order = { .name = v->name };
+	struct sockaddr_storage from;
 	int result;
 
-	if (b->source_len > 0)
-		source = (const struct sockaddr *)&b->source;
 	v->identity = backend_identity(b);
-	set_name(w, v, c);
-	order.name_len = strlen(v->name);
-	upstream_begin(&v->upstream, &order, &w->timeouts, w->now_ms);
+	begin_talk(w, v, c);
 	v->begun_ms = w->now_ms;
 	/* v itself is counted. */
 	if (atomic_load(&w->weir->sockets) > w->weir->sockets_max)
 		return -EMFILE;
-	result = io_connect(w->io, (const struct sockaddr *)&b->peer, source,
-			    false, &v->work, &v->socket);
+	result = io_connect(w->io, (const struct sockaddr *)&b->peer,
+			    source_for(w, v, &from),
+			    v->identity == BACKEND_IDENTITY_TRANSPARENT,
+			    &v->work, &v->socket);
 	if (result < 0)
 		return result;
 	stats_add(&w->stats->backend_connects, 1);
 	server_set_timer(w, v);
 	return 0;
+}
+
+/*
+ * To speak in a client's name takes CAP_NET_ADMIN, and an address of the
+ * backend's family.
+ */
+bool server_lacks(const struct server *v, int result)
+{
+	bool foreign = v->identity == BACKEND_IDENTITY_TRANSPARENT;
+
+	return work_is_shortage(-result) ||
+	       (foreign && (result == -EPERM || result == -EAFNOSUPPORT));
+}
+
+bool server_introduce(struct worker *w, struct server *v)
+{
+	const struct xclient who = proxy_xclient(w, v->client);
+	enum upstream_said what;
+
+	set_name(w, v, v->client);
+	what = upstream_introduce(&v->upstream, &who, w->now_ms);
+	if (what != UPSTREAM_SAY ||
+	    !work_queue_text(w, &v->out, IO_SMALL, v->upstream.say,
+			     v->upstream.say_len))
+		return false;
+	server_speak_up(w, v);
+	server_set_timer(w, v);
+	return true;
 }
 
 void server_unreachable(struct worker *w, struct server *v)
@@ -734,7 +963,7 @@ static bool is_silent(struct worker *w, struct server *v)
 
 static void connected(struct worker *w, struct server *v, int result)
 {
-	if (work_is_shortage(-result) || result == -EADDRNOTAVAIL) {
+	if (server_lacks(v, result) || result == -EADDRNOTAVAIL) {
 		forsake(w, v, -result);
 		return;
 	}
@@ -747,7 +976,10 @@ static void connected(struct worker *w, struct server *v, int result)
 		server_speak_up(w, v);
 		await_greeting(w, v);
 		arm(w, v);
-		server_set_timer(w, v);
+		if (v->upstream.state == UPSTREAM_TLS)
+			begin_tls(w, v);
+		else
+			server_set_timer(w, v);
 		return;
 	case ECONNREFUSED:
 		failed(w, v, BALANCER_REFUSED);
@@ -764,14 +996,6 @@ static void connected(struct worker *w, struct server *v, int result)
 	}
 }
 
-static void stream_ended(struct worker *w, struct server *v, bool reset)
-{
-	if (v->upstream.state == UPSTREAM_GREETING)
-		failed(w, v, reset ? BALANCER_RESET : BALANCER_CLOSED);
-	else
-		failed(w, v, BALANCER_LOST);
-}
-
 void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 {
 	switch (ev->kind) {
@@ -786,7 +1010,10 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 		}
 		backend_count(server_backend(w, v), BACKEND_COUNT_octets_in,
 			      (uint64_t)ev->result);
-		work_queue_buf(w, &v->in, ev->buf);
+		if (v->tls.codec != NULL)
+			work_queue_buf(w, &v->tls.wire, ev->buf);
+		else
+			work_queue_buf(w, &v->in, ev->buf);
 		feed(w, v);
 		arm(w, v);
 		return;
@@ -802,6 +1029,7 @@ void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 		upstream_moved(&v->upstream, w->now_ms);
 		server_speak_up(w, v);
 		server_set_timer(w, v);
+		feed(w, v); /* of TLS there may be more to decode */
 		if (v->client != NULL && !v->lingering)
 			client_resume(w, v->client);
 		return;
@@ -833,10 +1061,7 @@ void server_timer(struct worker *w, struct server *v)
 		return;
 	}
 	if (w->now_ms < u->deadline_ms) {
-		bool sending = v->out.octets > 0 ||
-			       io_unsent(w->io, v->socket) > 0;
-
-		if (sending &&
+		if (is_sending(w, v) &&
 		    w->now_ms >=
 			    v->sent_ms + w->config->timeouts.backend_send_ms)
 			failed(w, v, BALANCER_STALLED);
@@ -851,9 +1076,9 @@ void server_timer(struct worker *w, struct server *v)
 	case UPSTREAM_GREETING:
 		failed(w, v, BALANCER_SILENT);
 		return;
+	case UPSTREAM_TLS:
 	case UPSTREAM_EHLO:
 	case UPSTREAM_HELO:
-	case UPSTREAM_TLS:
 	case UPSTREAM_STARTTLS:
 	case UPSTREAM_XCLIENT:
 	case UPSTREAM_READY:

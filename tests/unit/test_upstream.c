@@ -606,7 +606,7 @@ static const struct talk introductions[] = {
 		OFFERS_XCLIENT, S("220 hi\r\n"), OFFERS_XCLIENT,
 		X("EHLO me.test; " TOLD "; EHLO me.test; ready"), T(MAIL),
 		S("250 a\r\n"), X("MAIL 250"), AFTER(9), ANOTHER, X(TOLD_OTHER),
-		IN(31000), WAITS(XCLIENT), S("220 hi\r\n"), X("EHLO me.test"),
+		IN(31000), WAITS(XCLIENT), S("220 hi\r\n"), X("EHLO other"),
 		OFFERS_XCLIENT, X("ready"), IN(-1), T(MAIL), S("250 b\r\n"),
 		X("MAIL 250"), ANOTHER, X(TOLD_OTHER), S("421 no\r\n"),
 		X("refused XCLIENT 421")),
@@ -616,7 +616,7 @@ static const struct talk introductions[] = {
 		X("unfit XCLIENT")),
 	TALK_AS(clear, "one that was nobody's", GREETS, OFFERS_XCLIENT,
 		X("EHLO me.test; ready"), ANOTHER, X(TOLD_OTHER),
-		S("220 hi\r\n"), S("250 x\r\n"), X("EHLO me.test; ready")),
+		S("220 hi\r\n"), S("250 x\r\n"), X("EHLO other; ready")),
 	TALK_AS(clear, "it has begun to speak", GREETS, OFFERS_XCLIENT,
 		X("EHLO me.test; ready"), S("421"), ANOTHER, X("garbage")),
 };
