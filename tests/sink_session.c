@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <err.h>
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -602,6 +603,11 @@ void sink_session_accept(struct sink_mta *mta)
 				 &from_len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
 		if (fd >= 0) {
+			int one = 1;
+
+			/* A reply behind TLS's own words must not wait. */
+			(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one,
+					 sizeof(one));
 			came_in(mta, fd, &from);
 			continue;
 		}
