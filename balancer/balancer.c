@@ -23,6 +23,7 @@ static const char *const failure_words[] = {
 	[BALANCER_LOST] = "lost",
 	[BALANCER_STALLED] = "stalled",
 	[BALANCER_GARBLED] = "not SMTP",
+	[BALANCER_INSECURE] = "TLS failed",
 };
 static_assert(sizeof(failure_words) / sizeof(failure_words[0]) ==
 		      BALANCER_FAILURE_COUNT,
@@ -851,6 +852,7 @@ static void count_failure(struct backend *b, enum balancer_failure failure)
 	case BALANCER_LOST:
 	case BALANCER_STALLED:
 	case BALANCER_GARBLED:
+	case BALANCER_INSECURE:
 	case BALANCER_FAILURE_COUNT:
 		return; /* the worker counts what was lost with it */
 	}
@@ -918,6 +920,7 @@ static enum lesson lesson_of_failure(const struct backend *b,
 	case BALANCER_LOST:
 	case BALANCER_STALLED:
 	case BALANCER_GARBLED:
+	case BALANCER_INSECURE:
 	case BALANCER_FAILURE_COUNT:
 		break;
 	}

@@ -96,6 +96,7 @@ enum balancer_failure {
 	BALANCER_LOST,        /* end of stream or reset in mid-dialogue */
 	BALANCER_STALLED,     /* no reply in time in mid-dialogue */
 	BALANCER_GARBLED,     /* what came is no SMTP reply */
+	BALANCER_INSECURE,    /* the TLS handshake failed */
 	BALANCER_FAILURE_COUNT,
 };
 

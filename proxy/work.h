@@ -81,6 +81,8 @@ enum {
 	WORK_SAY_AGAIN_MS = 1000,
 	/* After a refused session above a limit, the first time. */
 	WORK_RETRY_MS = 500,
+	/* Between looks at the age of the keys of session tickets. */
+	WORK_ROTATE_MS = 10000,
 };
 
 /*
@@ -172,6 +174,7 @@ struct client {
 	struct balancer_slot blamed_slot;
 	struct balancer_outcome blamed;
 	const char *limit; /* refused: by which; or NULL */
+	const char *backend_tls; /* that the message goes by; or NULL */
 	char *lines;       /* the session's, from worker.lines */
 	char addr_text[CIDR_ADDR_TEXT_MAX];
 	char backend[BACKEND_NAME_MAX]; /* of the current or last message */
@@ -295,6 +298,7 @@ struct worker {
 	struct work loud;
 	/* List head: clients whose handshakes wait, the longest first. */
 	struct work costly;
+	int64_t rotate_ms;   /* worker 0: when to look at the ticket keys */
 	unsigned handshakes; /* that may be made yet in this turn */
 	/* What was agreed on with each backend, to be resumed; or NULL. */
 	struct tls_session *resumable[FARM_BACKENDS_MAX];
@@ -412,6 +416,8 @@ void secure_turn(struct worker *w);
 bool secure_is_behind(const struct worker *w);
 void work_unqueue_costly(struct work *work);
 
+/* "TLSv1.3", in static storage; NULL: there is no TLS. */
+const char *secure_version(const struct work_tls *t);
 /* What was agreed on, in the log line. */
 void secure_log(struct worker *w, const struct work_tls *t);
 

@@ -201,6 +201,7 @@ struct session_event bind_event(struct worker *w, struct client *c,
 		.pipelining = (ext & SMTP_EXT_PIPELINING) != 0,
 	};
 
+	c->backend_tls = secure_version(&v->tls);
 	if (backend_identity(server_backend(w, v)) == BACKEND_IDENTITY_HEADER)
 		event.trace_len = (unsigned)hold_trace_len(w, c);
 	return event;
@@ -218,6 +219,7 @@ static void take(struct worker *w, struct client *c, struct server *v)
 	c->server = v;
 	remember_tried(c, v->slot.index);
 	memcpy(c->backend, server_backend(w, v)->name, sizeof(c->backend));
+	c->backend_tls = NULL;
 }
 
 bool bind_take_kept(struct worker *w, struct client *c, struct server *v,

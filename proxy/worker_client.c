@@ -144,6 +144,8 @@ static void log_message(struct worker *w, struct client *c)
 	log_number(&w->log, "octets", (int64_t)m->octets);
 	if (c->backend[0] != '\0')
 		log_word(&w->log, "backend", c->backend);
+	if (c->backend[0] != '\0' && c->backend_tls != NULL)
+		log_word(&w->log, "backend_tls", c->backend_tls);
 	log_number(&w->log, "tries", m->tries);
 	log_word(&w->log, "stage", busy_stage_name(m->stage));
 	if (m->code != 0)

@@ -102,6 +102,9 @@ static void conclude(struct worker *w, struct prober *p)
 			log_number(&w->log, "code", report->code);
 			log_text(&w->log, "reply", report->text,
 				 report->text_len);
+		} else if (report->text_len > 0) {
+			log_text(&w->log, "tls_error", report->text,
+				 report->text_len);
 		}
 		if (report->error != 0)
 			log_word(&w->log, "error", strerror(report->error));

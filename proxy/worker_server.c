@@ -379,6 +379,7 @@ static enum busy_silence silence_of(enum balancer_failure failure,
 		return BUSY_SILENCE_GARBLED;
 	case BALANCER_REPLIED:
 	case BALANCER_LOST:
+	case BALANCER_INSECURE:
 	case BALANCER_FAILURE_COUNT:
 		break;
 	}
@@ -496,7 +497,8 @@ static void forsake(struct worker *w, struct server *v, int error)
 
 static void stream_ended(struct worker *w, struct server *v, bool reset)
 {
-	if (v->upstream.state == UPSTREAM_GREETING)
+	/* One that is full may not even begin a handshake. */
+	if (!v->greeted)
 		failed(w, v, reset ? BALANCER_RESET : BALANCER_CLOSED);
 	else
 		failed(w, v, BALANCER_LOST);
@@ -705,7 +707,11 @@ static void refill(struct worker *w, struct server *v)
 	if (v->tls.codec == NULL || v->ending || v->in.first != NULL)
 		return;
 	state = secure_read(w, &v->work, &v->tls, &v->in, IO_REPLY);
-	if (state == TLS_FAILED && (v->in.first == NULL || !v->secured)) {
+	if (state == TLS_FAILED && !v->secured) {
+		failed(w, v, BALANCER_INSECURE);
+		return;
+	}
+	if (state == TLS_FAILED && v->in.first == NULL) {
 		stream_ended(w, v, false);
 		return;
 	}
@@ -1077,6 +1083,8 @@ void server_timer(struct worker *w, struct server *v)
 		failed(w, v, BALANCER_SILENT);
 		return;
 	case UPSTREAM_TLS:
+		failed(w, v, v->greeted ? BALANCER_STALLED : BALANCER_SILENT);
+		return;
 	case UPSTREAM_EHLO:
 	case UPSTREAM_HELO:
 	case UPSTREAM_STARTTLS:

@@ -240,6 +240,16 @@ void secure_flush(struct worker *w, struct work_tls *t, struct work_queue *out,
 
 /* ---- what was agreed on ---- */
 
+const char *secure_version(const struct work_tls *t)
+{
+	struct tls_info info;
+
+	if (t->codec == NULL || !secure_can_say(t))
+		return NULL;
+	tls_describe(t->codec, &info);
+	return info.version;
+}
+
 void secure_log(struct worker *w, const struct work_tls *t)
 {
 	struct tls_info info = { 0 };
