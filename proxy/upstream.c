@@ -26,7 +26,6 @@ void upstream_begin(struct upstream *u, const struct upstream_order *order,
 	u->implicit = order->implicit;
 	u->tcp = order->tcp;
 	u->tls = order->tls;
-	u->hellos = 0;
 	u->ehlo = (struct smtp_ehlo){ 0 };
 	u->deadline_ms = now_ms + timeouts->connect_ms;
 	u->due = 0;
@@ -73,7 +72,6 @@ static enum upstream_said say_hello(struct upstream *u,
 	size_t name_len = strlen(u->name);
 
 	await(u, state, u->timeouts->helo_ms, now_ms);
-	u->hellos++;
 	u->ehlo = (struct smtp_ehlo){ 0 };
 	memcpy(u->line, verb, 5);
 	memcpy(u->line + 5, u->name, name_len);

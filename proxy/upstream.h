@@ -122,11 +122,10 @@ struct upstream {
 	bool greeted;              /* private */
 	bool implicit, tcp;        /* as ordered */
 	enum upstream_tls tls;     /* as ordered */
-	unsigned hellos;       /* EHLOs said; 1: right behind the greeting */
-	struct smtp_ehlo ehlo; /* what it offers now, from READY on */
-	int64_t deadline_ms;   /* for what is awaited now; INT64_MAX: none */
-	unsigned due;          /* commands sent and not yet answered */
-	unsigned first;        /* private: ring of stages */
+	struct smtp_ehlo ehlo;     /* what it offers now, from READY on */
+	int64_t deadline_ms; /* for what is awaited now; INT64_MAX: none */
+	unsigned due;        /* commands sent and not yet answered */
+	unsigned first;      /* private: ring of stages */
 	uint8_t stages[UPSTREAM_PIPELINE_MAX];
 	const struct upstream_timeouts *timeouts;
 	const char *say; /* UPSTREAM_SAY, QUIT; valid until next call */
@@ -163,9 +162,8 @@ enum upstream_said upstream_secured(struct upstream *u, int64_t now_ms);
 /*
  * A connection that is READY, with nothing due, shall serve another client:
  * SAY is XCLIENT, EHLO with its name, if that is known, will follow, then
- * IS_READY comes again.  UNFIT: it
- * offers no XCLIENT any more.  GARBAGE: it has begun to say what nobody asked
- * for.
+ * IS_READY comes again.  UNFIT: it offers no XCLIENT any more.  GARBAGE: it
+ * has begun to say what nobody asked for.
  */
 enum upstream_said upstream_introduce(struct upstream *u,
 				      const struct xclient *who,
