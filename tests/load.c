@@ -23,6 +23,7 @@ enum {
 };
 
 static volatile sig_atomic_t stop_signals;
+static volatile sig_atomic_t forget_signals;
 
 int64_t load_clock_us(void)
 {
@@ -65,8 +66,10 @@ bool load_chance(struct load *load, double percent)
 
 static void on_signal(int number)
 {
-	(void)number;
-	stop_signals++;
+	if (number == SIGUSR1)
+		forget_signals++;
+	else
+		stop_signals++;
 }
 
 bool load_told_to_stop(void)
@@ -268,6 +271,36 @@ static void see_to_end(struct load *load, const struct plan *plan)
 		load_session_stop_all(load);
 }
 
+/* SIGUSR1: what was timed up to now is not of interest. */
+static void forget_times(struct load *load)
+{
+	if (forget_signals == 0)
+		return;
+	forget_signals = 0;
+	memset(load->stats->times, 0, sizeof(load->stats->times));
+}
+
+void load_prime(struct load *load)
+{
+	if (load->options.resume_percent <= 0)
+		return;
+	load->priming = true;
+	load_session_start(load, false, load->now_us);
+	while (load->open > 0 && !load_told_to_stop())
+		load_serve(load, PROGRESS_US);
+	load_session_cut_all(load);
+	load->priming = false;
+	if (load->ticket == NULL)
+		warnx("there is no session to resume");
+	memset(load->stats, 0, sizeof(*load->stats));
+	if (load->sources != NULL) {
+		memset(load->sources, 0,
+		       (size_t)load->options.source_count *
+			       sizeof(*load->sources));
+	}
+	load->now_us = load->start_us = load->progress_us = load_clock_us();
+}
+
 static void run(struct load *load)
 {
 	bool show = !load->options.quiet && isatty(STDERR_FILENO) == 1;
@@ -277,6 +310,7 @@ static void run(struct load *load)
 		start_some(load, &plan);
 		load_serve(load, pause_us(load, &plan));
 		see_to_end(load, &plan);
+		forget_times(load);
 		load_session_reap(load);
 		if (show && load->now_us - load->progress_us >= PROGRESS_US)
 			load_report_progress(load);
@@ -340,7 +374,8 @@ static void prepare(struct load *load)
 	if (load->epoll_fd < 0 || load->read_buf == NULL || load->stats == NULL)
 		err(1, "start");
 	if (sigaction(SIGINT, &act, NULL) != 0 ||
-	    sigaction(SIGTERM, &act, NULL) != 0)
+	    sigaction(SIGTERM, &act, NULL) != 0 ||
+	    sigaction(SIGUSR1, &act, NULL) != 0)
 		err(1, "sigaction");
 	if (load->options.journal != NULL) {
 		load->journal = fopen(load->options.journal, "we");
@@ -354,6 +389,12 @@ static void prepare(struct load *load)
 		if (load->sources == NULL)
 			err(1, "out of memory");
 	}
+	/* OpenSSL writes without MSG_NOSIGNAL. */
+	(void)signal(SIGPIPE, SIG_IGN);
+	if (load->options.secure != LOAD_CLEAR)
+		load_tls_prepare(load);
+	if (load->options.auth != NULL)
+		load->login = load_login_new(load->options.auth);
 	tally_init(&load->tally);
 	load_message_prepare(load);
 	load->now_us = load->start_us = load->progress_us = load_clock_us();
@@ -391,6 +432,8 @@ static struct load *load_new(void)
 static void load_free(struct load *load)
 {
 	load_message_free(load);
+	load_tls_free(load);
+	load_login_free(&load->login);
 	tally_free(&load->tally);
 	heap_free(&load->timers);
 	free(load->read_buf);
@@ -409,6 +452,8 @@ int main(int argc, char **argv)
 	(void)setlocale(LC_CTYPE, ""); /* without it there are no blocks */
 	raise_limit(&load->options);
 	prepare(load);
+
+	load_prime(load);
 
 	struct load_find *find = NULL;
 

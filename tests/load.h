@@ -2,6 +2,7 @@
 #define TESTS_LOAD_H
 
 #include <netinet/in.h>
+#include <openssl/ssl.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,6 +19,8 @@
  *   load.c          arrivals, event loop
  *   load_options.c  the command line
  *   load_session.c  one client: what it says, how it reads, how it ends
+ *   load_tls.c      TLS: what all clients have in common of it
+ *   load_login.c    AUTH
  *   load_message.c  the messages, made in advance
  *   load_report.c   progress, tables, JSON
  *   load_find.h     --find-limit
@@ -41,6 +44,9 @@ enum load_phase {
 	LOAD_CONNECT,
 	LOAD_GREETING,
 	LOAD_EHLO, /* and HELO */
+	LOAD_STARTTLS,
+	LOAD_TLS, /* the handshake */
+	LOAD_AUTH,
 	LOAD_MAIL,
 	LOAD_RCPT,
 	LOAD_DATA, /* to 354 */
@@ -48,6 +54,7 @@ enum load_phase {
 	LOAD_EOD,  /* from the last octet to the reply */
 	LOAD_RSET,
 	LOAD_QUIT,
+	LOAD_MESSAGE, /* acknowledged ones, from MAIL to that reply */
 	LOAD_SESSION, /* the whole, from when it was due */
 	LOAD_PHASES,
 };
@@ -65,9 +72,12 @@ enum load_ending {
 	LOAD_CONNECT_REFUSED,
 	LOAD_CONNECT_FAILED, /* any other error of connect(2) */
 	LOAD_TIMEOUT,        /* in the phase that is told beside it */
+	LOAD_TLS_FAILED,     /* no STARTTLS, or no handshake */
 	LOAD_PROTOCOL,       /* a reply that is none */
 	LOAD_ENDINGS,
 };
+
+enum load_secure { LOAD_CLEAR, LOAD_BY_STARTTLS, LOAD_IMPLICIT };
 
 enum load_choice { LOAD_NO, LOAD_YES, LOAD_AUTO };
 
@@ -107,6 +117,13 @@ struct load_options {
 	uint64_t size_min, size_max;
 	uint32_t source_first; /* host order; 0: the kernel chooses */
 	uint64_t source_count;
+	enum load_secure secure;
+	int tls_version; /* TLS1_2_VERSION...; 0: the best there is */
+	char *sni;       /* or NULL */
+	double resume_percent;
+	bool handshakes;  /* sessions end when TLS is there */
+	bool storm;       /* all of them at once */
+	const char *auth; /* "USER:PASSWORD"; or NULL */
 	enum load_choice pipelining;
 	bool bdat;
 	uint64_t bdat_chunk; /* octets; 0: all in one */
@@ -160,6 +177,9 @@ struct load_stats {
 	uint64_t unknown;    /* sent, and the session ended without a reply */
 	uint64_t unfinished; /* the session ended before it was sent */
 	uint64_t octets;     /* of acknowledged messages */
+	uint64_t handshakes[2];  /* of TLS: full ones, and resumed ones */
+	const char *tls_version; /* of the last one; NULL: none was */
+	const char *tls_cipher;
 	uint64_t endings[LOAD_ENDINGS][LOAD_PHASES];
 	uint64_t codes[LOAD_PHASES][1000];
 	struct histogram times[LOAD_PHASES];
@@ -168,6 +188,7 @@ struct load_stats {
 	uint64_t refusals_untold; /* beyond the table */
 };
 
+struct load_login;
 struct load_session;
 
 /* Clients that come again, in the order in which they do. */
@@ -193,6 +214,11 @@ struct load {
 	uint64_t numbered; /* sessions, idle ones too: their ids */
 	struct load_pauses pauses;
 	struct load_source *sources; /* of --per-source; owned, or NULL */
+	SSL_CTX *tls;                /* owned; NULL: LOAD_CLEAR */
+	SSL_SESSION *ticket;         /* the last one; owned, or NULL */
+	bool priming;                /* a first session shall get a ticket */
+	struct load_login *login;    /* owned, or NULL */
+	char *record;                /* SECURE_RECORD_MAX octets, to be sent */
 	bool stopping;               /* nothing new is begun */
 	char *read_buf;              /* LOAD_LINE_MAX + LOAD_READ_MAX octets */
 	struct load_body bodies[LOAD_BODIES_MAX];
@@ -218,6 +244,9 @@ bool load_chance(struct load *load, double percent);
 
 /* Wait at most so long for events and timers, and serve them all. */
 void load_serve(struct load *load, int64_t wait_us);
+
+/* Once there is a ticket sessions can be resumed: a session that fetches it. */
+void load_prime(struct load *load);
 
 /* SIGINT or SIGTERM came; it came again. */
 bool load_told_to_stop(void);
@@ -248,6 +277,28 @@ void load_session_reap(struct load *load);
 
 /* How many are open that were due before then, idle ones aside. */
 uint64_t load_session_count(const struct load *load, int64_t due_before_us);
+
+/* --- load_tls.c --- */
+
+/* Exits if it cannot; what they own is freed by load_tls_free(). */
+void load_tls_prepare(struct load *load);
+void load_tls_free(struct load *load);
+
+/* A connection that starts its handshake, resumed as --resume says. */
+SSL *load_tls_new(struct load *load, int fd);
+
+/* Its handshake is done. */
+void load_tls_count(struct load *load, SSL *ssl);
+
+/* --- load_login.c --- */
+
+/* What is to be said of "USER:PASSWORD", in base64.  Exits without memory. */
+struct load_login *load_login_new(const char *auth);
+void load_login_free(struct load_login **login);
+const char *load_login_plain(const struct load_login *login);
+
+/* The answer to the 334 of that number of AUTH LOGIN, 0 or 1. */
+const char *load_login_step(const struct load_login *login, unsigned step);
 
 /* --- load_message.c --- */
 

@@ -57,6 +57,19 @@ static const char usage_text[] =
 	"                          beyond are rcptN.ADDRESS (rcpt@load.test)\n"
 	"      --helo NAME         (client.load.test)\n"
 	"\n"
+	"By TLS, and as whom\n"
+	"      --starttls          after EHLO, STARTTLS\n"
+	"      --tls               from the first octet on\n"
+	"      --tls-version V     1.2 or 1.3 (the best there is)\n"
+	"      --sni NAME          ask for this name's certificate\n"
+	"      --resume[=PERCENT]  so many sessions resume an earlier one (0;\n"
+	"                          without a number, 100)\n"
+	"      --handshakes N      N sessions that say QUIT as soon as TLS is\n"
+	"                          there; with --rate or --sessions as usual\n"
+	"      --storm             all of them at once\n"
+	"      --auth USER:PASSWORD\n"
+	"                          AUTH PLAIN, or LOGIN, in each session\n"
+	"\n"
 	"How well they behave\n"
 	"      --pipelining HOW    yes, no, auto: if it is offered (auto)\n"
 	"      --bdat[=SIZE]       BDAT in place of DATA if CHUNKING is offered;\n"
@@ -65,7 +78,8 @@ static const char usage_text[] =
 	"      --body-time D[-D]   send a message evenly over so long, after 354\n"
 	"      --abort STAGE:PERCENT\n"
 	"                          so many reset the connection at connect,\n"
-	"                          greeting, ehlo, mail, rcpt, data (after\n"
+	"                          greeting, ehlo, starttls, tls (in mid-\n"
+	"                          handshake), auth, mail, rcpt, data (after\n"
 	"                          354), body (in its middle), eod (when all is\n"
 	"                          sent), quit; may be repeated\n"
 	"      --timeout D         for a reply (60s)\n"
@@ -154,7 +168,7 @@ static bool read_abort(struct load_options *o, char *text)
 		return false;
 	*colon = '\0';
 	for (unsigned p = 0; p < LOAD_SESSION; p++) {
-		if (p == LOAD_RSET ||
+		if (p == LOAD_RSET || p == LOAD_MESSAGE ||
 		    strcmp(text, load_report_phase_name((enum load_phase)p)) !=
 			    0)
 			continue;
@@ -218,6 +232,26 @@ static bool read_to(struct load_options *o, const char *text)
 	return true;
 }
 
+static bool read_version(struct load_options *o, const char *text)
+{
+	if (strcmp(text, "1.2") == 0)
+		o->tls_version = TLS1_2_VERSION;
+	else if (strcmp(text, "1.3") == 0)
+		o->tls_version = TLS1_3_VERSION;
+	else
+		return false;
+	return true;
+}
+
+/* Each name and password goes into one line of base64. */
+static bool read_auth(struct load_options *o, const char *text)
+{
+	const char *colon = strchr(text, ':');
+
+	o->auth = text;
+	return colon != NULL && colon != text && strlen(text) <= ADDRESS_MAX;
+}
+
 static bool read_target(struct load_options *o, const char *text)
 {
 	const char *colon = strrchr(text, ':');
@@ -267,6 +301,14 @@ enum option_code {
 	OPT_SEED,
 	OPT_JOURNAL,
 	OPT_PER_SOURCE,
+	OPT_STARTTLS,
+	OPT_TLS,
+	OPT_TLS_VERSION,
+	OPT_SNI,
+	OPT_RESUME,
+	OPT_HANDSHAKES,
+	OPT_STORM,
+	OPT_AUTH,
 	OPT_FIND_LIMIT,
 	OPT_MAX_SESSIONS,
 	OPT_MAX_TIME,
@@ -302,6 +344,14 @@ static const struct option longs[] = {
 	{ "json", required_argument, NULL, 'j' },
 	{ "journal", required_argument, NULL, OPT_JOURNAL },
 	{ "per-source", no_argument, NULL, OPT_PER_SOURCE },
+	{ "starttls", no_argument, NULL, OPT_STARTTLS },
+	{ "tls", no_argument, NULL, OPT_TLS },
+	{ "tls-version", required_argument, NULL, OPT_TLS_VERSION },
+	{ "sni", required_argument, NULL, OPT_SNI },
+	{ "resume", optional_argument, NULL, OPT_RESUME },
+	{ "handshakes", required_argument, NULL, OPT_HANDSHAKES },
+	{ "storm", no_argument, NULL, OPT_STORM },
+	{ "auth", required_argument, NULL, OPT_AUTH },
 	{ "find-limit", no_argument, NULL, OPT_FIND_LIMIT },
 	{ "max-sessions", required_argument, NULL, OPT_MAX_SESSIONS },
 	{ "max-time", required_argument, NULL, OPT_MAX_TIME },
@@ -405,6 +455,39 @@ static bool read_manner(struct load_options *o, int c, char *value)
 	}
 }
 
+/* Those of TLS and AUTH. */
+static bool read_secure(struct load_options *o, int c, char *value)
+{
+	switch (c) {
+	case OPT_STARTTLS:
+	case OPT_TLS:
+		if (o->secure != LOAD_CLEAR)
+			errx(1, "--starttls, --tls: one of them, once");
+		o->secure = c == OPT_TLS ? LOAD_IMPLICIT : LOAD_BY_STARTTLS;
+		return true;
+	case OPT_TLS_VERSION:
+		return read_version(o, value);
+	case OPT_SNI:
+		o->sni = value;
+		return is_address(value) && *value != '\0';
+	case OPT_RESUME:
+		o->resume_percent = 100;
+		return *value == '\0' ||
+		       quantity_percent(value, &o->resume_percent);
+	case OPT_HANDSHAKES:
+		o->handshakes = true;
+		return quantity_count(value, UINT32_MAX, &o->total) &&
+		       o->total > 0;
+	case OPT_STORM:
+		o->storm = true;
+		return true;
+	case OPT_AUTH:
+		return read_auth(o, value);
+	default:
+		return false;
+	}
+}
+
 /* Those of --find-limit. */
 static bool read_find(struct load_find_options *f, int c, const char *value)
 {
@@ -446,6 +529,15 @@ static void check_options(const struct load_options *o)
 		errx(1, "%s: source addresses are IPv4 only", o->target_text);
 	if (o->pause_ms > 0 && o->rate > 0)
 		errx(1, "--pause: with --rate nobody waits for an end");
+	if (o->secure == LOAD_CLEAR &&
+	    (o->handshakes || o->resume_percent > 0 || o->tls_version != 0 ||
+	     o->sni != NULL)) {
+		errx(1, "--tls-version, --sni, --resume and --handshakes need "
+			"--tls or --starttls");
+	}
+	if (o->storm && (!o->handshakes || o->rate > 0 || o->sessions > 0))
+		errx(1, "--storm: all of --handshakes at once, not with -r "
+			"or -c");
 	if (o->body_max_ms > 0 && o->bdat)
 		errx(1, "--body-time: not with --bdat");
 	if (o->find.on && (o->per_source || o->pause_ms > 0))
@@ -477,11 +569,13 @@ void load_options_read(struct load_options *o, int argc, char **argv)
 			fputs("weir-load -h explains all options\n", stderr);
 			exit(1);
 		}
-		given_sessions |= c == 'c' || c == 'r' || c == 'n';
+		given_sessions |= c == 'c' || c == 'r' || c == 'n' ||
+				  c == OPT_HANDSHAKES;
 		given_find |= c >= OPT_MAX_SESSIONS;
 		char *value = optarg == NULL ? none : optarg;
 
 		if (!read_amount(o, c, value) && !read_manner(o, c, value) &&
+		    !read_secure(o, c, value) &&
 		    !read_find(&o->find, c, value)) {
 			errx(1,
 			     "--%s: \"%s\" is not allowed; weir-load -h "
@@ -505,6 +599,8 @@ void load_options_read(struct load_options *o, int argc, char **argv)
 		o->to[o->to_count++] = "rcpt@load.test";
 	if (o->idle > 0 && !given_sessions)
 		o->sessions = 0; /* only idle ones */
+	else if (o->storm)
+		o->sessions = o->total;
 	else if (o->find.on)
 		o->sessions = o->find.sessions;
 	else if (o->sessions == 0)

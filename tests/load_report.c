@@ -5,11 +5,13 @@
 #include "tests/load.h"
 
 static const char *const phase_names[LOAD_PHASES] = {
-	[LOAD_CONNECT] = "connect", [LOAD_GREETING] = "greeting",
-	[LOAD_EHLO] = "ehlo",       [LOAD_MAIL] = "mail",
-	[LOAD_RCPT] = "rcpt",       [LOAD_DATA] = "data",
-	[LOAD_BODY] = "body",       [LOAD_EOD] = "eod",
-	[LOAD_RSET] = "rset",       [LOAD_QUIT] = "quit",
+	[LOAD_CONNECT] = "connect",   [LOAD_GREETING] = "greeting",
+	[LOAD_EHLO] = "ehlo",         [LOAD_MAIL] = "mail",
+	[LOAD_RCPT] = "rcpt",         [LOAD_DATA] = "data",
+	[LOAD_BODY] = "body",         [LOAD_EOD] = "eod",
+	[LOAD_RSET] = "rset",         [LOAD_QUIT] = "quit",
+	[LOAD_STARTTLS] = "starttls", [LOAD_TLS] = "tls",
+	[LOAD_AUTH] = "auth",         [LOAD_MESSAGE] = "message",
 	[LOAD_SESSION] = "session",
 };
 
@@ -36,6 +38,7 @@ static const struct ending_text endings[LOAD_ENDINGS] = {
 	[LOAD_CONNECT_FAILED] = { "connect_failed",
 		"connection failed", true },
 	[LOAD_TIMEOUT] = { "timeout", "timed out", true },
+	[LOAD_TLS_FAILED] = { "tls_failed", "no TLS", true },
 	[LOAD_PROTOCOL] = { "protocol", "not an SMTP reply", true },
 };
 /* clang-format on */
@@ -297,6 +300,19 @@ static void put_sources(const struct load *load, FILE *out)
 			ull(count - SOURCES_SHOWN));
 }
 
+static void put_tls(const struct load *load, FILE *out)
+{
+	const struct load_stats *st = load->stats;
+	uint64_t all = st->handshakes[0] + st->handshakes[1];
+
+	if (st->tls_version == NULL)
+		return;
+	fprintf(out, "handshakes %llu full, %llu resumed (%.1f/s), %s, %s\n",
+		ull(st->handshakes[0]), ull(st->handshakes[1]),
+		(double)all / seconds_of(load), st->tls_version,
+		st->tls_cipher);
+}
+
 void load_report_tables(const struct load *load, FILE *out)
 {
 	const struct load_stats *st = load->stats;
@@ -326,6 +342,7 @@ void load_report_tables(const struct load *load, FILE *out)
 	fprintf(out, "octets     %llu acknowledged (%.2f MB/s)\n",
 		ull(st->octets), (double)st->octets / 1e6 / seconds);
 	fprintf(out, "combined   %s\n", hex);
+	put_tls(load, out);
 	put_times(st, out);
 	put_codes(st, out);
 	put_endings(st, out);
@@ -467,6 +484,13 @@ void load_report_json(const struct load *load, FILE *out)
 		", \"acknowledged\": %llu, \"octets\": %llu, "
 		"\"combined\": \"%s\"",
 		ull(st->acknowledged), ull(st->octets), hex);
+	if (st->tls_version != NULL) {
+		fprintf(out,
+			", \"tls\": {\"full\": %llu, \"resumed\": %llu, "
+			"\"version\": \"%s\", \"cipher\": \"%s\"}",
+			ull(st->handshakes[0]), ull(st->handshakes[1]),
+			st->tls_version, st->tls_cipher);
+	}
 	json_times(st, out);
 	json_codes(st, out);
 	json_endings(st, out);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "tests/load.h"
+#include "tests/secure.h"
 #include "tests/stretch.h"
 
 #ifndef IP_BIND_ADDRESS_NO_PORT
@@ -33,8 +34,12 @@ struct load_session {
 	bool idle, slow;
 	bool said_helo;
 	bool pipelining, chunking, size; /* offered by the server */
+	bool starttls, plain, login;     /* the same */
 	bool bdat;                       /* wanted, and offered */
-	bool parked;                     /* idle, at EHLO, awaiting the end */
+	SSL *tls;                        /* owned; NULL: in the clear */
+	unsigned login_step;             /* of AUTH LOGIN */
+	bool logged_in;
+	bool parked; /* idle, at EHLO, awaiting the end */
 	bool thinking;
 	bool any_refused;
 	bool peer_reset;
@@ -63,6 +68,7 @@ struct load_session {
 	uint64_t messages; /* begun */
 	const struct load_body *content;
 	char id[LOAD_ID_LEN + 1];
+	int64_t begun_us;
 	bool in_message; /* begun, and not yet answered */
 	bool mail_ok;
 	uint64_t rcpts_done, rcpts_ok;
@@ -148,6 +154,9 @@ static void end(struct load_session *s, enum load_ending ending)
 	}
 	count_message_lost(s);
 	count_ending(s, ending);
+	if (s->tls != NULL && ending != LOAD_ABORTED)
+		secure_finish(s->tls);
+	secure_free(&s->tls);
 	(void)close(s->fd);
 	s->fd = -1;
 	heap_remove(&load->timers, &s->timer);
@@ -164,7 +173,7 @@ static void end(struct load_session *s, enum load_ending ending)
 		load->idle_open--;
 	else
 		load->open--;
-	if (!s->idle && load->options.pause_ms > 0)
+	if (!s->idle && !load->priming && load->options.pause_ms > 0)
 		load_pause(load, load->now_us + load->options.pause_ms * 1000);
 	s->next = load->dead;
 	load->dead = s;
@@ -386,6 +395,26 @@ static void all_sent(struct load_session *s)
 	(void)aborts(s, LOAD_EOD);
 }
 
+/* As sendmsg(2), or by TLS: one record of it. */
+static ssize_t send_parts(struct load_session *s, struct iovec *iov,
+			  size_t count)
+{
+	struct msghdr msg = { .msg_iov = iov, .msg_iovlen = count };
+	size_t len = 0;
+
+	if (s->tls == NULL)
+		return sendmsg(s->fd, &msg, MSG_NOSIGNAL);
+	for (size_t i = 0; i < count && len < SECURE_RECORD_MAX; i++) {
+		size_t more = SECURE_RECORD_MAX - len;
+
+		if (more > iov[i].iov_len)
+			more = iov[i].iov_len;
+		memcpy(s->load->record + len, iov[i].iov_base, more);
+		len += more;
+	}
+	return secure_send(s->tls, s->load->record, len);
+}
+
 /*
  * Send what there is, one octet only for a slow talker.
  * False: the connection is broken.
@@ -404,8 +433,7 @@ static bool flush(struct load_session *s)
 			count = 1;
 			iov[0].iov_len = 1;
 		}
-		struct msghdr msg = { .msg_iov = iov, .msg_iovlen = count };
-		ssize_t n = sendmsg(s->fd, &msg, MSG_NOSIGNAL);
+		ssize_t n = send_parts(s, iov, count);
 
 		if (n < 0 && errno != EAGAIN)
 			return false;
@@ -433,6 +461,8 @@ static bool flush(struct load_session *s)
 
 static void say_ehlo(struct load_session *s)
 {
+	s->pipelining = s->chunking = s->size = false;
+	s->starttls = s->plain = s->login = false;
 	s->phase = LOAD_EHLO;
 	command(s, "%s %s\r\n", s->said_helo ? "HELO" : "EHLO",
 		s->load->options.helo);
@@ -475,6 +505,7 @@ static void begin_message(struct load_session *s)
 	load_message_id(load, s->number, s->messages, s->id);
 	s->content = &load->bodies[pick];
 	s->messages++;
+	s->begun_us = load->now_us;
 	load->stats->begun++;
 	s->in_message = true;
 	s->mail_ok = s->body_going = s->body_sent = false;
@@ -538,6 +569,8 @@ static void message_answered(struct load_session *s, bool positive)
 		return;
 	}
 	s->in_message = false;
+	histogram_add(&st->times[LOAD_MESSAGE],
+		      (uint64_t)(load->now_us - s->begun_us));
 	if (source_of(s) != NULL)
 		source_of(s)->acknowledged++;
 	st->acknowledged++;
@@ -549,18 +582,119 @@ static void message_answered(struct load_session *s, bool positive)
 	next_message(s);
 }
 
+/* Something that was asked for is not offered. */
+static void not_offered(struct load_session *s, enum load_phase phase,
+			enum load_ending ending)
+{
+	char text[LOAD_TEXT_MAX];
+	int n = snprintf(text, sizeof(text), "%s is not offered",
+			 phase == LOAD_AUTH ? "AUTH PLAIN or LOGIN"
+					    : "STARTTLS");
+
+	s->phase = phase;
+	load_report_refusal(s->load->stats, phase, text, (size_t)n);
+	end(s, ending);
+}
+
+/* TLS and EHLO are there: on to what it came for. */
+static void be_ready(struct load_session *s)
+{
+	const struct load *load = s->load;
+	bool leaves = load->priming || load->options.handshakes ||
+		      (s->idle && load->stopping);
+
+	if (leaves)
+		say_quit(s);
+	else if (s->idle)
+		s->parked = true;
+	else
+		next_message(s);
+}
+
+static void say_auth(struct load_session *s)
+{
+	if (!s->plain && !s->login) {
+		not_offered(s, LOAD_AUTH, LOAD_REFUSED);
+		return;
+	}
+	s->phase = LOAD_AUTH;
+	s->login_step = 0;
+	if (!s->plain) {
+		command(s, "AUTH LOGIN\r\n");
+		return;
+	}
+	command(s, "AUTH PLAIN %s\r\n", load_login_plain(s->load->login));
+}
+
+static void got_auth(struct load_session *s, unsigned code)
+{
+	if (code == 334 && !s->plain && s->login_step < 2) {
+		command(s, "%s\r\n",
+			load_login_step(s->load->login, s->login_step++));
+		return;
+	}
+	if (code != 235) {
+		end(s, LOAD_REFUSED);
+		return;
+	}
+	s->logged_in = true;
+	if (!aborts(s, LOAD_AUTH))
+		be_ready(s);
+}
+
+static void say_starttls(struct load_session *s)
+{
+	if (!s->starttls) {
+		not_offered(s, LOAD_STARTTLS, LOAD_TLS_FAILED);
+		return;
+	}
+	s->phase = LOAD_STARTTLS;
+	command(s, "STARTTLS\r\n");
+}
+
+/* From here on the phase is LOAD_TLS until the handshake is done. */
+static void begin_tls(struct load_session *s)
+{
+	assert(s->tls == NULL);
+	assert(s->out_len == 0);
+	s->phase = LOAD_TLS;
+	s->tls = load_tls_new(s->load, s->fd);
+	s->mark_us = s->load->now_us;
+	set_timer(s, s->load->options.timeout_ms);
+}
+
+static void await_greeting(struct load_session *s)
+{
+	s->phase = LOAD_GREETING;
+	s->due = s->answerable = 1;
+	s->moved_us = s->load->now_us;
+	s->mark_us = s->load->now_us;
+	set_timer(s, s->load->options.timeout_ms);
+}
+
+static void got_starttls(struct load_session *s, unsigned code)
+{
+	if (code != 220)
+		end(s, LOAD_REFUSED);
+	else if (!aborts(s, LOAD_STARTTLS))
+		begin_tls(s);
+}
+
 static void got_ehlo(struct load_session *s, unsigned code)
 {
 	const struct load_options *o = &s->load->options;
 
 	if (code >= 500 && !s->said_helo) {
 		s->said_helo = true;
-		s->pipelining = s->chunking = s->size = false;
 		say_ehlo(s);
 		return;
 	}
 	if (code != 250) {
 		end(s, LOAD_REFUSED);
+		return;
+	}
+	if (o->secure == LOAD_BY_STARTTLS && s->tls == NULL) {
+		say_starttls(s);
 		return;
 	}
 	if (o->pipelining == LOAD_YES)
@@ -570,12 +704,10 @@ static void got_ehlo(struct load_session *s, unsigned code)
 	s->bdat = o->bdat && s->chunking;
 	if (aborts(s, LOAD_EHLO))
 		return;
-	if (s->idle && !s->load->stopping)
-		s->parked = true;
-	else if (s->idle)
-		say_quit(s);
+	if (s->load->login != NULL && !s->load->priming && !o->handshakes)
+		say_auth(s);
 	else
-		next_message(s);
+		be_ready(s);
 }
 
 static void got_mail(struct load_session *s, unsigned code)
@@ -706,8 +838,16 @@ static void got_reply(struct load_session *s, unsigned code, const char *text,
 	case LOAD_GREETING:
 		if (code != 220)
 			end(s, LOAD_REFUSED);
+		else if (s->tls != NULL && s->load->options.handshakes)
+			say_quit(s);
 		else if (!aborts(s, LOAD_GREETING))
 			say_ehlo(s);
+		return;
+	case LOAD_STARTTLS:
+		got_starttls(s, code);
+		return;
+	case LOAD_AUTH:
+		got_auth(s, code);
 		return;
 	case LOAD_EHLO:
 		got_ehlo(s, code);
@@ -734,7 +874,9 @@ static void got_reply(struct load_session *s, unsigned code, const char *text,
 			end(s, s->any_refused ? LOAD_REJECTED : LOAD_COMPLETE);
 		return;
 	case LOAD_CONNECT:
+	case LOAD_TLS:
 	case LOAD_BODY:
+	case LOAD_MESSAGE:
 	case LOAD_SESSION:
 	case LOAD_PHASES:
 		end(s, LOAD_PROTOCOL);
@@ -752,6 +894,19 @@ static bool has_word(const char *text, size_t len, const char *word)
 	       (len == n || text[n] == ' ');
 }
 
+static void note_mechanisms(struct load_session *s, const char *text,
+			    size_t len)
+{
+	for (size_t pos = 0; pos < len; pos++) {
+		if (text[pos] != ' ')
+			continue;
+		if (has_word(text + pos + 1, len - pos - 1, "PLAIN"))
+			s->plain = true;
+		else if (has_word(text + pos + 1, len - pos - 1, "LOGIN"))
+			s->login = true;
+	}
+}
+
 static void note_keyword(struct load_session *s, const char *text, size_t len)
 {
 	if (has_word(text, len, "PIPELINING"))
@@ -760,6 +915,10 @@ static void note_keyword(struct load_session *s, const char *text, size_t len)
 		s->chunking = true;
 	else if (has_word(text, len, "SIZE"))
 		s->size = true;
+	else if (has_word(text, len, "STARTTLS"))
+		s->starttls = true;
+	else if (has_word(text, len, "AUTH"))
+		note_mechanisms(s, text, len);
 }
 
 /* One line of a reply, its line end cut off. */
@@ -802,7 +961,7 @@ static void got_octets(struct load_session *s, const char *buf, size_t len)
 {
 	size_t pos = 0;
 
-	while (pos < len && s->fd >= 0) {
+	while (pos < len && s->fd >= 0 && s->phase != LOAD_TLS) {
 		const char *lf = memchr(buf + pos, '\n', len - pos);
 
 		if (lf == NULL)
@@ -815,7 +974,8 @@ static void got_octets(struct load_session *s, const char *buf, size_t len)
 	}
 	if (s->fd < 0)
 		return;
-	if (len - pos > LOAD_LINE_MAX)
+	/* What came behind the 220 in the clear is no part of TLS. */
+	if (len - pos > LOAD_LINE_MAX || (s->phase == LOAD_TLS && pos < len))
 		end(s, LOAD_PROTOCOL);
 	else
 		hold(s, buf + pos, len - pos);
@@ -829,15 +989,21 @@ static void peer_gone(struct load_session *s, bool reset)
 		end(s, reset || s->peer_reset ? LOAD_RESET : LOAD_EOF);
 }
 
+static ssize_t receive(struct load_session *s, char *buf)
+{
+	return s->tls != NULL ? secure_recv(s->tls, buf, LOAD_READ_MAX)
+			      : recv(s->fd, buf, LOAD_READ_MAX, 0);
+}
+
 /* Everything that has come, before any error is believed: the reason may be
  * in it. */
 static void read_replies(struct load_session *s)
 {
 	char *buf = s->load->read_buf;
 
-	while (s->fd >= 0) {
+	while (s->fd >= 0 && s->phase != LOAD_TLS) {
 		size_t held = s->held_len;
-		ssize_t n = recv(s->fd, buf + held, LOAD_READ_MAX, 0);
+		ssize_t n = receive(s, buf + held);
 
 		if (n < 0 && errno == EAGAIN)
 			return;
@@ -852,7 +1018,9 @@ static void read_replies(struct load_session *s)
 		s->held_len = 0;
 		set_timer(s, s->load->options.timeout_ms);
 		got_octets(s, buf, held + (size_t)n);
-		if (n < LOAD_READ_MAX && !s->peer_reset && !s->peer_ended)
+		/* TLS gives a record at a time, and may hold another. */
+		if (n < LOAD_READ_MAX && s->tls == NULL && !s->peer_reset &&
+		    !s->peer_ended)
 			return; /* an end yet to come is a new event */
 	}
 }
@@ -860,7 +1028,7 @@ static void read_replies(struct load_session *s)
 /* Send what the replies made us say; a broken connection may have a text. */
 static void go_on(struct load_session *s)
 {
-	if (s->fd < 0 || s->phase == LOAD_CONNECT)
+	if (s->fd < 0 || s->phase == LOAD_CONNECT || s->phase == LOAD_TLS)
 		return;
 	if (s->slow && s->sent > 0)
 		return; /* the timer sends the next octet */
@@ -910,11 +1078,43 @@ static void connected(struct load_session *s)
 	load->stats->connected++;
 	if (aborts(s, LOAD_CONNECT))
 		return;
-	s->phase = LOAD_GREETING;
-	s->due = s->answerable = 1;
-	s->moved_us = load->now_us;
-	s->mark_us = load->now_us;
-	set_timer(s, load->options.timeout_ms);
+	if (load->options.secure == LOAD_IMPLICIT)
+		begin_tls(s);
+	else
+		await_greeting(s);
+}
+
+static void shake_failed(struct load_session *s)
+{
+	char text[SECURE_TEXT_MAX];
+
+	secure_reason(text);
+	load_report_refusal(s->load->stats, LOAD_TLS, text, strlen(text));
+	end(s, LOAD_TLS_FAILED);
+}
+
+/* True if there is a handshake, and it goes on or has failed. */
+static bool is_shaking(struct load_session *s)
+{
+	if (s->fd < 0 || s->phase != LOAD_TLS)
+		return false;
+	switch (secure_handshake(s->tls)) {
+	case SECURE_AGAIN:
+		(void)aborts(s, LOAD_TLS); /* our first octets are out */
+		return true;
+	case SECURE_FAILED:
+		shake_failed(s);
+		return true;
+	case SECURE_DONE:
+		break;
+	}
+	note_time(s, LOAD_TLS);
+	load_tls_count(s->load, s->tls);
+	if (s->load->options.secure == LOAD_IMPLICIT)
+		await_greeting(s);
+	else
+		say_ehlo(s);
+	return false;
 }
 
 void load_session_event(struct load_session *s, uint32_t events)
@@ -929,8 +1129,12 @@ void load_session_event(struct load_session *s, uint32_t events)
 	}
 	if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0)
 		s->peer_ended = true;
+	if (is_shaking(s))
+		return;
 	read_replies(s);
-	go_on(s);
+	/* The 220 to STARTTLS may have been among them. */
+	if (!is_shaking(s))
+		go_on(s);
 }
 
 struct load_session *load_session_of_timer(struct heap_node *timer)

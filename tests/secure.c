@@ -4,9 +4,12 @@
 #include <err.h>
 #include <errno.h>
 #include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 
 static SSL_CTX *context_new(const SSL_METHOD *method)
 {
@@ -76,7 +79,13 @@ bool secure_use_files(SSL_CTX *ctx, const char *cert, const char *key,
 SSL *secure_new(SSL_CTX *ctx, int fd)
 {
 	SSL *ssl = SSL_new(ctx);
+	int on = 1;
 
+	/*
+	 * A flight is more than one write here: Nagle's delay would be ours,
+	 * not the peer's.  If it stays that is nothing worse.
+	 */
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 	if (ssl == NULL || SSL_set_fd(ssl, fd) != 1)
 		errx(1, "out of memory");
 	return ssl;

@@ -357,7 +357,7 @@ class Agree(Case):
                                        messages=200)
         self.assertEqual(set(report["phases"]), {
             "connect", "greeting", "ehlo", "mail", "rcpt", "data", "eod",
-            "quit", "session"})
+            "quit", "message", "session"})
         for phase in report["phases"].values():
             self.assertEqual(phase["count"], 200)
             steps = [phase[name] for name in (
