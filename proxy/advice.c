@@ -112,6 +112,22 @@ static bool is_open(const struct advice_backend *b)
 	       (b->ceiling == 0 || b->limit < b->ceiling);
 }
 
+/* An operator who set it aside need not hear of it. */
+static bool is_relay(const struct advice_backend *b)
+{
+	return b->relay == ADVICE_RELAY_OPEN && !is_aside(b);
+}
+
+static bool is_unasked(const struct advice_backend *b)
+{
+	return b->relay == ADVICE_RELAY_UNKNOWN && is_serving(b);
+}
+
+static bool is_expiring(const struct advice_backend *b)
+{
+	return b->cert_known && b->cert_days < ADVICE_CERT_DAYS && !is_aside(b);
+}
+
 static unsigned count(const struct advice_farm *farm, advice_test *test)
 {
 	unsigned n = 0;
@@ -428,6 +444,111 @@ static void warn_alarmed(const struct advice_backend *b, struct advice *advice)
 		  "look at its log.");
 }
 
+static void warn_relays(const struct advice_farm *farm, struct advice *advice)
+{
+	struct advice_line *line;
+	unsigned n = count(farm, is_relay);
+
+	line = n > 0 ? new_line(advice, ADVICE_BAD) : NULL;
+	if (line != NULL) {
+		add_names(line, farm, is_relay, false);
+		add(line,
+		    " would relay anybody's mail to anybody, for %s weir's "
+		    "address; ",
+		    n == 1 ? "it trusts" : "they trust");
+		add(line, farm->guarded
+				  ? "until that ends, only clients in "
+				    "relay_from get there."
+				  : "and with relay_guard = warn strangers get "
+				    "there: spammers will find out.");
+		add(line,
+		    "  Take weir's address out of what %s, or tell %s who "
+		    "the client is (identity).",
+		    n == 1 ? "it trusts" : "they trust",
+		    n == 1 ? "it" : "them");
+	}
+	n = farm->guarded ? count(farm, is_unasked) : 0;
+	line = n > 0 ? new_line(advice, ADVICE_WARN) : NULL;
+	if (line != NULL) {
+		add_names(line, farm, is_unasked, false);
+		add(line,
+		    " get%s no mail of strangers yet: whether %s would relay "
+		    "it to strangers is not known.  \"weirctl show health "
+		    "json\" has what %s answered.",
+		    n == 1 ? "s" : "", n == 1 ? "it" : "they",
+		    n == 1 ? "it" : "they");
+	}
+}
+
+/* "expires in 9 days" */
+static void add_days(struct advice_line *line, uint64_t days)
+{
+	if (days == 0)
+		add(line, "has expired, or will today");
+	else
+		add(line, "expires in %llu day%s", (unsigned long long)days,
+		    days == 1 ? "" : "s");
+}
+
+static void warn_certs(const struct advice_farm *farm, struct advice *advice)
+{
+	const struct advice_cert *first = NULL;
+	struct advice_line *line;
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < farm->cert_count; i++) {
+		const struct advice_cert *c = &farm->certs[i];
+
+		if (c->days >= ADVICE_CERT_DAYS)
+			continue;
+		n++;
+		if (first == NULL || c->days < first->days)
+			first = c;
+	}
+	line = first == NULL ? NULL
+			     : new_line(advice, first->days == 0 ? ADVICE_BAD
+								 : ADVICE_WARN);
+	if (line == NULL)
+		return;
+	add(line, "The certificate of [listener %s] for %s ", first->listener,
+	    first->names);
+	add_days(line, first->days);
+	if (n > 1)
+		add(line, ", and %u more will soon", n - 1);
+	add(line, ": have %s renewed, and then \"weirctl reload\".",
+	    n == 1 ? "it" : "them");
+}
+
+static void warn_backend_certs(const struct advice_farm *farm,
+			       struct advice *advice)
+{
+	const struct advice_backend *first = NULL;
+	unsigned n = count(farm, is_expiring);
+	struct advice_line *line;
+
+	for (unsigned i = 0; i < farm->count; i++) {
+		const struct advice_backend *b = &farm->backends[i];
+
+		if (is_expiring(b) &&
+		    (first == NULL || b->cert_days < first->cert_days))
+			first = b;
+	}
+	line = first == NULL
+		       ? NULL
+		       : new_line(advice, first->cert_days == 0 ? ADVICE_BAD
+								: ADVICE_WARN);
+	if (line == NULL)
+		return;
+	add(line, "The certificate of %s ", first->name);
+	add_days(line, first->cert_days);
+	if (n > 1) {
+		add(line, "; ");
+		add_names(line, farm, is_expiring, false);
+		add(line, " have less than %d days left", ADVICE_CERT_DAYS);
+	}
+	add(line, ".");
+}
+
 void advice_give(const struct advice_farm *farm, struct advice *advice)
 {
 	advice->count = 0;
@@ -435,6 +556,9 @@ void advice_give(const struct advice_farm *farm, struct advice *advice)
 		judge_no_server(farm, advice);
 	else
 		judge_farm(farm, advice);
+	warn_relays(farm, advice);
+	warn_certs(farm, advice);
+	warn_backend_certs(farm, advice);
 	for (unsigned i = 0; i < farm->count; i++) {
 		if (is_alarmed(&farm->backends[i]))
 			warn_alarmed(&farm->backends[i], advice);

@@ -7,17 +7,20 @@
 
 /*
  * What `weirctl status` says in plain words: does the farm have slots enough,
- * which backend is the bottleneck, and what could be done.
+ * which backend is the bottleneck, and what could be done; whether backends
+ * relay for strangers, and whose certificates expire soon.
  *
  * Pure: figures in, sentences out.  Nothing here is shared with weir, which
  * gives figures only.
  */
 
 enum {
-	ADVICE_LINES_MAX = 6,
+	ADVICE_LINES_MAX = 10,
 	ADVICE_TEXT_MAX = 512, /* octets of a sentence or two, with the NUL */
 	/* So many are named; of the rest, how many there are. */
 	ADVICE_NAMES_MAX = 2,
+	/* A certificate with fewer days left is spoken of. */
+	ADVICE_CERT_DAYS = 14,
 };
 
 enum advice_mood { ADVICE_GOOD, ADVICE_WARN, ADVICE_BAD };
@@ -27,6 +30,13 @@ enum advice_place {
 	ADVICE_RESTING, /* alive, and spared for a while */
 	ADVICE_FAILING, /* down, ejected, misconfigured, going away */
 	ADVICE_ASIDE,   /* an operator has set it to drain or maint */
+};
+
+/* Does it take a stranger's mail for a stranger, because weir brings it? */
+enum advice_relay {
+	ADVICE_RELAY_CLOSED, /* no; or nobody asks */
+	ADVICE_RELAY_OPEN,
+	ADVICE_RELAY_UNKNOWN,
 };
 
 struct advice_backend {
@@ -39,6 +49,16 @@ struct advice_backend {
 	bool measured;    /* it has refused: the limit is more than a guess */
 	bool alarmed;     /* it refuses well below its size */
 	uint32_t below, below_refused; /* attempts below its size, of late */
+	enum advice_relay relay;
+	bool cert_known;
+	uint64_t cert_days; /* left of its certificate, if cert_known */
+};
+
+/* A certificate of weir's own. */
+struct advice_cert {
+	const char *listener;
+	const char *names; /* that it is for */
+	uint64_t days;     /* left; 0: less than one, or it has expired */
 };
 
 struct advice_room {
@@ -55,6 +75,9 @@ struct advice_farm {
 	unsigned count;
 	struct advice_room room;
 	bool observe; /* busy replies are counted, not acted on */
+	bool guarded; /* strangers get to no backend that may relay for them */
+	const struct advice_cert *certs;
+	unsigned cert_count;
 };
 
 struct advice_line {

@@ -410,6 +410,7 @@ static bool read_args(struct control_order *o, char error[CONTROL_ERROR_MAX])
 	case CONTROL_SHOW_HEALTH:
 	case CONTROL_SHOW_LIMITS:
 	case CONTROL_SHOW_ROOM:
+	case CONTROL_SHOW_TLS:
 	case CONTROL_SHOW_SESSIONS:
 	case CONTROL_SHOW_SOURCES:
 	case CONTROL_SHOW_BANS:

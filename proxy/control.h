@@ -54,6 +54,8 @@ enum {
 		"each backend: how many sessions it takes, learned from what") \
 	COMMAND(SHOW_ROOM, "show room", "[csv|json]", 0, 1, false,             \
 		"the waiting room: who waits for a slot, how long, the marks") \
+	COMMAND(SHOW_TLS, "show tls", "[csv|json]", 0, 1, false,               \
+		"each listener's certificates: names, keys, days left")        \
 	COMMAND(SHOW_SESSIONS, "show sessions", "[csv|json]", 0, 1, false,     \
 		"each client's session, 2000 at most")                         \
 	COMMAND(SHOW_SOURCES, "show sources", "[csv|json]", 0, 1, false,       \

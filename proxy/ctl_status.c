@@ -16,6 +16,7 @@ enum {
 	NAME_WIDTH_MAX = 24,
 	BAR_WIDTH = 20,
 	HINTS_MAX = 12,
+	CERTS_MAX = 16 * 8,
 	HINT_SIZE = 240,
 	WIDTH_STANDARD = 80,
 	WIDTH_MIN = 40,
@@ -101,7 +102,7 @@ struct status {
 	char version[32];
 	char hostname[128];
 	char state[16];
-	bool stressed, observe, saturated;
+	bool stressed, observe, saturated, guarded;
 	struct {
 		INFO_NUMBERS(NUMBER_FIELD)
 	} info;
@@ -111,6 +112,8 @@ struct status {
 	unsigned count;
 	struct row rows[BACKENDS_MAX];
 	struct advice_backend backends[BACKENDS_MAX];
+	unsigned cert_count;
+	struct advice_cert certs[CERTS_MAX];
 	struct advice advice;
 	unsigned hint_count;
 	char hints[HINTS_MAX][HINT_SIZE];
@@ -147,6 +150,8 @@ static void read_word(struct status *s, const char *key, const char *value)
 		s->stressed = strcmp(value, "yes") == 0;
 	if (strcmp(key, "busy") == 0)
 		s->observe = strcmp(value, "observe") == 0;
+	if (strcmp(key, "relay_guard") == 0)
+		s->guarded = strcmp(value, "enforce") == 0;
 	if (strcmp(key, "saturated") == 0)
 		s->saturated = strcmp(value, "yes") == 0;
 }
@@ -342,6 +347,54 @@ static void read_limit(struct status *s, char *const f[])
 	}
 }
 
+/* Columns of show health. */
+enum health_column {
+	HEALTH_NAME,
+	HEALTH_CERT,
+	HEALTH_RELAY,
+	HEALTH_COLUMNS,
+};
+static const char *const health_columns[HEALTH_COLUMNS] = {
+	[HEALTH_NAME] = "name",
+	[HEALTH_CERT] = "cert_days",
+	[HEALTH_RELAY] = "relay",
+};
+
+static void read_health(struct status *s, char *const f[])
+{
+	for (unsigned i = 0; i < s->count; i++) {
+		struct advice_backend *b = &s->backends[i];
+
+		if (strcmp(b->name, f[HEALTH_NAME]) != 0)
+			continue;
+		b->cert_known = f[HEALTH_CERT][0] != '\0';
+		b->cert_days = number(f[HEALTH_CERT]);
+		if (strcmp(f[HEALTH_RELAY], "open") == 0)
+			b->relay = ADVICE_RELAY_OPEN;
+		if (strcmp(f[HEALTH_RELAY], "unknown") == 0)
+			b->relay = ADVICE_RELAY_UNKNOWN;
+	}
+}
+
+/* Columns of show tls. */
+enum tls_column { TLS_LISTENER, TLS_NAMES, TLS_DAYS, TLS_COLUMNS };
+static const char *const tls_columns[TLS_COLUMNS] = {
+	[TLS_LISTENER] = "listener",
+	[TLS_NAMES] = "names",
+	[TLS_DAYS] = "days",
+};
+
+static void read_cert(struct status *s, char *const f[])
+{
+	if (s->cert_count == CERTS_MAX || f[TLS_DAYS][0] == '\0')
+		return;
+	s->certs[s->cert_count++] = (struct advice_cert){
+		.listener = f[TLS_LISTENER],
+		.names = f[TLS_NAMES],
+		.days = number(f[TLS_DAYS]),
+	};
+}
+
 static struct advice_farm farm_of(const struct status *s)
 {
 	return (struct advice_farm){
@@ -356,6 +409,9 @@ static struct advice_farm farm_of(const struct status *s)
 			.saturated_ms = (int64_t)s->room.saturated_ms,
 		},
 		.observe = s->observe,
+		.guarded = s->guarded,
+		.certs = s->certs,
+		.cert_count = s->cert_count,
 	};
 }
 
@@ -776,7 +832,7 @@ static bool part(char *text, char *parts[], unsigned count)
 int ctl_status(const char *path, struct ctl_answer *answer,
 	       struct ctl_totals *last, double seconds)
 {
-	enum { INFO, BACKENDS, LIMITS, ROOM, PARTS };
+	enum { INFO, BACKENDS, LIMITS, HEALTH, TLS, ROOM, PARTS };
 	static struct status s;
 	char *parts[PARTS];
 
@@ -785,7 +841,7 @@ int ctl_status(const char *path, struct ctl_answer *answer,
 	s.width = screen_width();
 	if (!ctl_ask(path,
 		     "show info csv\nshow backends csv\nshow limits csv\n"
-		     "show room csv\n",
+		     "show health csv\nshow tls csv\nshow room csv\n",
 		     answer, PARTS))
 		return CTL_TROUBLE;
 	if (!part(answer->text, parts, PARTS))
@@ -794,6 +850,9 @@ int ctl_status(const char *path, struct ctl_answer *answer,
 	read_table(&s, parts[BACKENDS], backend_columns, BACKEND_COLUMNS,
 		   read_backend);
 	read_table(&s, parts[LIMITS], limit_columns, LIMIT_COLUMNS, read_limit);
+	read_table(&s, parts[HEALTH], health_columns, HEALTH_COLUMNS,
+		   read_health);
+	read_table(&s, parts[TLS], tls_columns, TLS_COLUMNS, read_cert);
 	read_list(&s, parts[ROOM], room_pairs);
 
 	const struct advice_farm farm = farm_of(&s);

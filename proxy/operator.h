@@ -67,7 +67,15 @@ static inline struct control *control_of(const struct worker *w)
 void show_limits(struct worker *w, struct report *r);
 void show_room(struct worker *w, struct report *r);
 
+/* ---- worker_show_health.c ---- */
+
+void show_health(struct worker *w, struct report *r);
+void show_tls(struct worker *w, struct report *r);
+
 /* ---- worker_show.c ---- */
+
+/* Two columns: an age for people, and the same in milliseconds. */
+void show_age(struct report *r, int64_t ms);
 
 /* Write what a show command asks for; the report is ended. */
 void control_show(struct worker *w, enum control_verb verb, struct report *r);

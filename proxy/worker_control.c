@@ -495,6 +495,7 @@ static void perform(struct worker *w, const struct control_order *order,
 	case CONTROL_SHOW_HEALTH:
 	case CONTROL_SHOW_LIMITS:
 	case CONTROL_SHOW_ROOM:
+	case CONTROL_SHOW_TLS:
 	case CONTROL_SHOW_SESSIONS:
 	case CONTROL_SHOW_SOURCES:
 	case CONTROL_SHOW_BANS:

@@ -31,8 +31,7 @@ static void put_age(struct report *r, int64_t ms)
 	report_text(r, text, n);
 }
 
-/* A name that holds for this and that, one of which is shown. */
-static void put_age_and_ms(struct report *r, int64_t ms)
+void show_age(struct report *r, int64_t ms)
 {
 	put_age(r, ms);
 	report_number(r, ms);
@@ -42,7 +41,7 @@ static void put_age_and_ms(struct report *r, int64_t ms)
 static void put_left(struct report *r, int64_t left_ms)
 {
 	if (left_ms > 0) {
-		put_age_and_ms(r, left_ms);
+		show_age(r, left_ms);
 		return;
 	}
 	report_none(r);
@@ -110,6 +109,19 @@ static const char *state_name(const struct worker *w)
 	return w->draining ? "draining" : "running";
 }
 
+static const char *guard_name(const struct worker *w)
+{
+	switch (farm_guard(w->weir->farm)) {
+	case FARM_GUARD_OFF:
+		break;
+	case FARM_GUARD_WARN:
+		return "warn";
+	case FARM_GUARD_ENFORCE:
+		return "enforce";
+	}
+	return "off";
+}
+
 static void info_state(struct worker *w, struct report *r)
 {
 	int64_t up_ms = io_wall_ms(w->io) - w->weir->started_wall_ms;
@@ -122,6 +134,7 @@ static void info_state(struct worker *w, struct report *r)
 	report_key_number(r, "workers", w->weir->worker_count);
 	report_key_word(r, "stressed", w->stressed ? "yes" : "no");
 	report_key_word(r, "busy", w->config->farm.observe ? "observe" : "act");
+	report_key_word(r, "relay_guard", guard_name(w));
 	report_key_number(r, "sessions_now",
 			  admission_sessions(w->weir->admission));
 	report_key_number(r, "sessions_max",
@@ -647,7 +660,7 @@ static void backend_row(struct worker *w, struct report *r, struct backend *b)
 	report_number(r, (int64_t)backend_counter(b, BACKEND_COUNT_messages));
 	report_number(r, (int64_t)busy_answers(b));
 	report_number(r, (int64_t)connect_errors(b));
-	put_age_and_ms(r, w->now_ms - view.health.since_ms);
+	show_age(r, w->now_ms - view.health.since_ms);
 	put_left(r, view.health.until_ms - w->now_ms);
 	report_word(r, health_why_name(view.health.why));
 	report_word(r, health_why_help(view.health.why));
@@ -675,148 +688,6 @@ static void show_backends(struct worker *w, struct report *r)
 
 		if (b != NULL)
 			backend_row(w, r, b);
-	}
-}
-
-/* ---- show health ---- */
-
-#define STEP_COLUMN(NAME, name) { #name "_ms", REPORT_RIGHT, REPORT_MACHINE },
-/* clang-format off */
-static const struct report_column health_columns[] = {
-	{ "name", REPORT_LEFT, REPORT_ALL },
-	{ "state", REPORT_LEFT, REPORT_ALL },
-	{ "why", REPORT_LEFT, REPORT_ALL },
-	{ "since", REPORT_RIGHT, REPORT_PEOPLE },
-	{ "since_ms", REPORT_RIGHT, REPORT_MACHINE },
-	{ "history", REPORT_LEFT, REPORT_PEOPLE },  /* the last few */
-	{ "history", REPORT_LEFT, REPORT_MACHINE }, /* all that is kept */
-	{ "probe", REPORT_LEFT, REPORT_ALL },
-	{ "ago", REPORT_RIGHT, REPORT_PEOPLE },
-	{ "ago_ms", REPORT_RIGHT, REPORT_MACHINE },
-	{ "step", REPORT_LEFT, REPORT_ALL },
-	{ "took", REPORT_LEFT, REPORT_PEOPLE },
-	PROBE_STEPS(STEP_COLUMN)
-	{ "size", REPORT_RIGHT, REPORT_ALL },
-	{ "ehlo", REPORT_LEFT, REPORT_ALL },
-	{ "code", REPORT_RIGHT, REPORT_ALL },
-	{ "error", REPORT_LEFT, REPORT_ALL },
-	{ "reply", REPORT_LEFT, REPORT_ALL },
-};
-/* clang-format on */
-#undef STEP_COLUMN
-
-/* Probes from the oldest to the last one: o alive, X failed. */
-static void put_history(struct report *r, const struct health *h, unsigned most)
-{
-	char text[HEALTH_HISTORY_MAX];
-	unsigned n = h->seen < most ? h->seen : most;
-
-	assert(n <= sizeof(text));
-	for (unsigned i = 0; i < n; i++)
-		text[i] = h->history >> (n - 1 - i) & 1 ? 'o' : 'X';
-	report_text(r, text, n);
-}
-
-static void put_took(struct report *r, const struct probe_report *p)
-{
-	char text[160];
-	size_t len = 0;
-
-	for (unsigned i = 0; i < PROBE_STEP_COUNT; i++) {
-		if (p->outcome == PROBE_NONE || p->took_ms[i] < 0 ||
-		    i == PROBE_STEP_DONE)
-			continue;
-		int n = snprintf(text + len, sizeof(text) - len, "%s%s %lldms",
-				 len > 0 ? " " : "",
-				 probe_step_word((enum probe_step_name)i),
-				 (long long)p->took_ms[i]);
-
-		if (n < 0 || (size_t)n >= sizeof(text) - len)
-			break;
-		len += (size_t)n;
-	}
-	report_text(r, text, len);
-	for (unsigned i = 0; i < PROBE_STEP_COUNT; i++) {
-		if (p->outcome == PROBE_NONE || p->took_ms[i] < 0)
-			report_none(r);
-		else
-			report_number(r, p->took_ms[i]);
-	}
-}
-
-static void put_ehlo(struct report *r, const struct backend *b)
-{
-	char text[256];
-	size_t len = 0;
-	unsigned ext = atomic_load(&b->ext);
-
-	if (!atomic_load(&b->ext_known)) {
-		report_none(r);
-		report_none(r);
-		return;
-	}
-	report_number(r, (int64_t)atomic_load(&b->size));
-	for (unsigned i = 0; i < SMTP_EXT_BITS; i++) {
-		if (!(ext >> i & 1))
-			continue;
-
-		int n = snprintf(text + len, sizeof(text) - len, "%s%s",
-				 len > 0 ? " " : "",
-				 smtp_ext_name((enum smtp_ext)(1U << i)));
-
-		if (n < 0 || (size_t)n >= sizeof(text) - len)
-			break;
-		len += (size_t)n;
-	}
-	report_text(r, text, len);
-}
-
-static void health_row(struct worker *w, struct report *r, struct backend *b)
-{
-	enum { FEW = 20 };
-	struct backend_view view;
-	const struct probe_report *p = &view.report;
-
-	backend_look(b, &view);
-	report_word(r, b->name);
-	report_word(r, health_state_name(view.health.state));
-	report_word(r, health_why_name(view.health.why));
-	put_age_and_ms(r, w->now_ms - view.health.since_ms);
-	put_history(r, &view.health, FEW);
-	put_history(r, &view.health, HEALTH_HISTORY_MAX);
-	report_word(r, probe_outcome_name(p->outcome));
-	if (p->outcome == PROBE_NONE) {
-		report_none(r);
-		report_none(r);
-		report_none(r);
-	} else {
-		put_age_and_ms(r, w->now_ms - p->ended_ms);
-		report_word(r, probe_step_word(p->failed));
-	}
-	put_took(r, p);
-	put_ehlo(r, b);
-	if (p->code != 0)
-		report_number(r, p->code);
-	else
-		report_none(r);
-	if (p->error > 0 && strerrorname_np(p->error) != NULL)
-		report_word(r, strerrorname_np(p->error));
-	else
-		report_none(r);
-	report_text(r, p->text, p->text_len);
-}
-
-static void show_health(struct worker *w, struct report *r)
-{
-	struct farm *farm = w->weir->farm;
-
-	report_table(r, "health", "", health_columns,
-		     sizeof(health_columns) / sizeof(health_columns[0]));
-	for (uint16_t i = 0; i < farm_size(farm); i++) {
-		struct backend *b = farm_at(farm, i);
-
-		if (b != NULL)
-			health_row(w, r, b);
 	}
 }
 
@@ -870,9 +741,9 @@ static void session_row(struct worker *w, struct report *r,
 	report_number(r, owner->index);
 	report_word(r, session_word(c));
 	report_word(r, c->backend);
-	put_age_and_ms(r, w->now_ms - s->opened_ms);
+	show_age(r, w->now_ms - s->opened_ms);
 	if (c->ticket != 0) {
-		put_age_and_ms(r, w->now_ms - c->ticket_ms);
+		show_age(r, w->now_ms - c->ticket_ms);
 	} else {
 		report_none(r);
 		report_none(r);
@@ -944,9 +815,9 @@ static void source_row(struct worker *w, struct report *r, const char *kind,
 	report_number(r, (int64_t)row->refused);
 	report_number(r, (int64_t)row->limited);
 	report_number(r, (int64_t)row->errors);
-	put_age_and_ms(r, w->now_ms - row->last_seen_ms);
+	show_age(r, w->now_ms - row->last_seen_ms);
 	if (row->last_refused_ms >= 0) {
-		put_age_and_ms(r, w->now_ms - row->last_refused_ms);
+		show_age(r, w->now_ms - row->last_refused_ms);
 		return;
 	}
 	report_none(r);
@@ -996,7 +867,7 @@ static void show_bans(struct worker *w, struct report *r)
 			report_word(r, "for ever");
 			report_none(r);
 		} else {
-			put_age_and_ms(r, bans[i].until_ms - w->now_ms);
+			show_age(r, bans[i].until_ms - w->now_ms);
 		}
 		report_number(r, (int64_t)bans[i].refused);
 	}
@@ -1014,6 +885,7 @@ void control_show(struct worker *w, enum control_verb verb, struct report *r)
 		[CONTROL_SHOW_HEALTH] = show_health,
 		[CONTROL_SHOW_LIMITS] = show_limits,
 		[CONTROL_SHOW_ROOM] = show_room,
+		[CONTROL_SHOW_TLS] = show_tls,
 		[CONTROL_SHOW_SESSIONS] = show_sessions,
 		[CONTROL_SHOW_SOURCES] = show_sources,
 		[CONTROL_SHOW_BANS] = show_bans,

@@ -12,15 +12,16 @@
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
-enum { BACKENDS_MAX = 6 };
+enum { BACKENDS_MAX = 6, CERTS_MAX = 3 };
 
 struct case_of_advice {
 	const char *about;
 	struct advice_backend backends[BACKENDS_MAX]; /* up to no name */
 	struct advice_room room;
-	bool observe;
-	enum advice_mood mood; /* of the first line */
-	const char *lines;     /* each with a line feed */
+	bool observe, guarded;
+	struct advice_cert certs[CERTS_MAX]; /* up to no listener */
+	enum advice_mood mood;               /* of the first line */
+	const char *lines;                   /* each with a line feed */
 };
 
 #define SERVES(n, u, l, c)                                                     \
@@ -36,6 +37,18 @@ struct case_of_advice {
 #define OTHER(n, s, p)                                                         \
 	{                                                                      \
 		.name = (n), .state = (s), .place = (p), .limit = 20           \
+	}
+
+#define RELAYS(n, p, r)                                                        \
+	{                                                                      \
+		.name = (n), .state = "up", .place = (p), .used = 1,           \
+		.limit = 20, .measured = true, .relay = (r)                    \
+	}
+#define LASTS(n, d)                                                            \
+	{                                                                      \
+		.name = (n), .state = "up", .place = ADVICE_SERVING,           \
+		.limit = 20, .measured = true, .cert_known = true,             \
+		.cert_days = (d)                                               \
 	}
 
 #define EMPTY                                                                  \
@@ -200,6 +213,63 @@ static const struct case_of_advice cases[] = {
 		   "weir only observes ([farm] busy = observe): limits are "
 		   "learned and not kept, and busy replies may reach clients.\n" },
 
+	{ .about = "one relays for strangers, who do not get there",
+	  .backends = { RELAYS("mx1", ADVICE_SERVING, ADVICE_RELAY_OPEN),
+			RELAYS("mx2", ADVICE_SERVING, ADVICE_RELAY_CLOSED) },
+	  .room = EMPTY, .guarded = true, .mood = ADVICE_GOOD,
+	  .lines = "Room to spare: 2 of 40 slots in use.\n"
+		   "mx1 would relay anybody's mail to anybody, for it trusts "
+		   "weir's address; until that ends, only clients in "
+		   "relay_from get there.  Take weir's address out of what it "
+		   "trusts, or tell it who the client is (identity).\n" },
+	{ .about = "two do, and strangers get there; one is set aside",
+	  .backends = { RELAYS("a", ADVICE_SERVING, ADVICE_RELAY_OPEN),
+			RELAYS("b", ADVICE_RESTING, ADVICE_RELAY_OPEN),
+			RELAYS("c", ADVICE_ASIDE, ADVICE_RELAY_OPEN) },
+	  .room = EMPTY, .mood = ADVICE_GOOD,
+	  .lines = "Room to spare: 1 of 20 slots in use.\n"
+		   "a and b would relay anybody's mail to anybody, for they "
+		   "trust weir's address; and with relay_guard = warn "
+		   "strangers get there: spammers will find out.  Take weir's "
+		   "address out of what they trust, or tell them who the "
+		   "client is (identity).\n" },
+	{ .about = "nobody knows whether it relays",
+	  .backends = { RELAYS("a", ADVICE_SERVING, ADVICE_RELAY_UNKNOWN),
+			RELAYS("b", ADVICE_FAILING, ADVICE_RELAY_UNKNOWN) },
+	  .room = EMPTY, .guarded = true, .mood = ADVICE_GOOD,
+	  .lines = "Room to spare: 1 of 20 slots in use.\n"
+		   "a gets no mail of strangers yet: whether it would relay "
+		   "it to strangers is not known.  \"weirctl show health "
+		   "json\" has what it answered.\n" },
+	{ .about = "which nobody minds",
+	  .backends = { RELAYS("a", ADVICE_SERVING, ADVICE_RELAY_UNKNOWN) },
+	  .room = EMPTY, .mood = ADVICE_GOOD,
+	  .lines = "Room to spare: 1 of 20 slots in use.\n" },
+	{ .about = "certificates last",
+	  .backends = { LASTS("a", 14) },
+	  .certs = { { "smtp", "mx.example", 14 } },
+	  .room = EMPTY, .mood = ADVICE_GOOD,
+	  .lines = "Room to spare: 0 of 20 slots in use.\n" },
+	{ .about = "certificates expire",
+	  .backends = { LASTS("a", 1), LASTS("b", 200) },
+	  .certs = { { "smtp", "mx.example", 13 }, { "smtps", "x", 90 } },
+	  .room = EMPTY, .mood = ADVICE_GOOD,
+	  .lines = "Room to spare: 0 of 40 slots in use.\n"
+		   "The certificate of [listener smtp] for mx.example expires "
+		   "in 13 days: have it renewed, and then \"weirctl "
+		   "reload\".\n"
+		   "The certificate of a expires in 1 day.\n" },
+	{ .about = "many do, the first today",
+	  .backends = { LASTS("a", 9), LASTS("b", 0), LASTS("c", 13) },
+	  .certs = { { "smtp", "a.example", 3 }, { "smtps", "b.example", 0 } },
+	  .room = EMPTY, .mood = ADVICE_GOOD,
+	  .lines = "Room to spare: 0 of 60 slots in use.\n"
+		   "The certificate of [listener smtps] for b.example has "
+		   "expired, or will today, and 1 more will soon: have them "
+		   "renewed, and then \"weirctl reload\".\n"
+		   "The certificate of b has expired, or will today; a, b and "
+		   "c have less than 14 days left.\n" },
+
 	{ .about = "no backend",
 	  .room = EMPTY, .mood = ADVICE_BAD,
 	  .lines = "There is no backend: add one by \"weirctl add backend "
@@ -237,6 +307,15 @@ static unsigned backends_of(const struct case_of_advice *c)
 	return n;
 }
 
+static unsigned certs_of(const struct case_of_advice *c)
+{
+	unsigned n = 0;
+
+	while (n < CERTS_MAX && c->certs[n].listener != NULL)
+		n++;
+	return n;
+}
+
 static void the_verdict_fits_the_figures(void **state)
 {
 	(void)state;
@@ -247,6 +326,9 @@ static void the_verdict_fits_the_figures(void **state)
 			.count = backends_of(c),
 			.room = c->room,
 			.observe = c->observe,
+			.guarded = c->guarded,
+			.certs = c->certs,
+			.cert_count = certs_of(c),
 		};
 		static char all[ADVICE_LINES_MAX * ADVICE_TEXT_MAX];
 		size_t len = 0;

@@ -41,6 +41,7 @@ static void a_line_becomes_an_order(void **state)
 		{ "show health", CONTROL_SHOW_HEALTH, "" },
 		{ "show limits", CONTROL_SHOW_LIMITS, "" },
 		{ "show room", CONTROL_SHOW_ROOM, "" },
+		{ "show tls", CONTROL_SHOW_TLS, "" },
 		{ "show sessions", CONTROL_SHOW_SESSIONS, "" },
 		{ "show sources", CONTROL_SHOW_SOURCES, "" },
 		{ "show bans", CONTROL_SHOW_BANS, "" },
