@@ -167,7 +167,8 @@ struct server *bind_find_kept(struct worker *w,
 	for (struct server *v = w->kept.next;
 	     v != &w->kept && seen < WORK_KEPT_SCAN; v = v->next, seen++) {
 		if (!is_idle(v) || !is_anybodys(w, v) ||
-		    (need->ext & ~v->upstream.ehlo.ext) != 0)
+		    (need->ext & ~v->upstream.ehlo.ext) != 0 ||
+		    (need->auth & ~v->upstream.ehlo.auth) != 0)
 			continue;
 
 		uint64_t score = balancer_score(w->weir->farm, &v->slot, need,
@@ -284,6 +285,8 @@ static bool still_good(struct worker *w, const struct server *v,
 
 	return is_idle(v) && is_told_right(w, v) && named &&
 	       (s->need & ~v->upstream.ehlo.ext) == 0 &&
+	       (s->need_auth & ~v->upstream.ehlo.auth) == 0 &&
+	       balancer_suits(w->weir->farm, &v->slot, &c->need) &&
 	       backend_admin_state(b) == BACKEND_READY &&
 	       health_admits(backend_state(b));
 }

@@ -317,6 +317,27 @@ static bool may_be_size(const struct server *v)
 	       size > 0 && v->client->session.size_said > size / 4;
 }
 
+/* Does the backend know the client before it greets? */
+static bool is_told_first(const struct server *v)
+{
+	return backend_identity_heads(v->identity) ||
+	       v->identity == BACKEND_IDENTITY_TRANSPARENT;
+}
+
+/* What it says now, does it say that of the client, or of weir? */
+static bool sees_client(const struct server *v)
+{
+	const struct upstream *u = &v->upstream;
+
+	if (v->identity != BACKEND_IDENTITY_XCLIENT)
+		return is_told_first(v);
+	/* XCLIENT comes behind the greeting, EHLO, and TLS with its own EHLO. */
+	if (u->stage == BUSY_STAGE_GREET || u->stage == BUSY_STAGE_STARTTLS)
+		return false;
+	return u->stage != BUSY_STAGE_EHLO ||
+	       u->hellos > (u->secured && !u->implicit ? 2U : 1U);
+}
+
 /* Classify the reply just read.  Notes and logs what is not plain OK. */
 static struct busy_verdict judge(struct worker *w, struct server *v)
 {
@@ -324,8 +345,7 @@ static struct busy_verdict judge(struct worker *w, struct server *v)
 	const struct backend *b = server_backend(w, v);
 	struct busy_reply reply = {
 		.stage = v->upstream.stage,
-		.ident = backend_identity_binds(v->identity) ? BUSY_IDENT_CLIENT
-							     : BUSY_IDENT_PROXY,
+		.ident = sees_client(v) ? BUSY_IDENT_CLIENT : BUSY_IDENT_PROXY,
 		.code = r->code,
 		.text = r->text,
 		.text_len = r->text_len,
@@ -533,9 +553,7 @@ static void greeted(struct worker *w, struct server *v)
 		.class = BUSY_OK,
 		.stage = BUSY_STAGE_GREET,
 		.source = v->client != NULL ? v->client->source : 0,
-		.greet_ms = backend_identity_binds(v->identity)
-				    ? -1
-				    : w->now_ms - v->begun_ms,
+		.greet_ms = is_told_first(v) ? -1 : w->now_ms - v->begun_ms,
 	};
 
 	v->greeted = true;
@@ -943,7 +961,7 @@ static int64_t patience_ms(struct worker *w, const struct server *v)
 	    balancer_foresee(w->weir->farm, &v->client->need, w->now_ms) ==
 		    BALANCER_PICKED)
 		most_ms = share_ms;
-	if (backend_identity_binds(v->identity))
+	if (is_told_first(v))
 		return most_ms;
 	return balancer_patience_ms(w->weir->farm, &v->slot, most_ms);
 }
