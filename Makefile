@@ -127,7 +127,8 @@ NEEDS_session_hold := $(NEEDS_session)
 NEEDS_upstream  := proxy/upstream.c proxy/xclient.c proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_xclient   := proxy/xclient.c proxy/cidr.c proxy/smtp.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c
-NEEDS_sim_tls   := $(addprefix tests/sim/,sim_net.c sim_talk.c sim_tls.c sim_wire.c) \
+NEEDS_sim_tls   := $(addprefix tests/sim/,sim_auth.c sim_check.c sim_io.c \
+                     sim_net.c sim_talk.c sim_tls.c sim_wire.c) \
                    tests/unit/tls_certs.c
 NEEDS_health    := health/health.c
 NEEDS_probe     := health/probe.c health/health.c proxy/smtp.c balancer/busy.c \
@@ -142,7 +143,9 @@ NEEDS_balancer_slots := $(NEEDS_balancer)
 NEEDS_balancer_guard := $(NEEDS_balancer)
 UNITS := $(patsubst tests/unit/test_%.c,%,$(wildcard tests/unit/test_*.c))
 FUZZERS := $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
-SIM   := $(wildcard tests/sim/*.c)
+SIM   := $(wildcard tests/sim/*.c) tests/unit/tls_certs.c
+# It has no files: tests/sim/sim_tls_load.c.
+SIM_CORE := $(filter-out proxy/tls_load.c,$(CORE))
 SIM_WRAPS := session_step balancer_release io_buf_put bind_park room_next \
              io_wake io_wake_from limit_greeted malloc calloc realloc
 SIM_LDFLAGS := $(SIM_WRAPS:%=-Wl,--wrap=%)
@@ -165,7 +168,7 @@ $(UNITS:%=$(B)/test_%): $(B)/test_%: $(B)/tests/unit/test_%.o \
 unit: $(UNITS:%=$(B)/test_%)
 	@set -e; for t in $^; do ./$$t; done
 
-$(B)/weir-sim: $(call obj,$(SIM) tests/unit/tls_certs.c $(CORE))
+$(B)/weir-sim: $(call obj,$(SIM) $(SIM_CORE))
 	$(CC) $(ALL_LDFLAGS) $(SIM_LDFLAGS) -o $@ $^ -linih -lm -lssl -lcrypto
 SEEDS ?= 1..200
 sim: $(B)/weir-sim
@@ -177,10 +180,10 @@ e2e: all
 # A fuzzer is linked with all that is pure, or with FUZZ_NEEDS_NAME; those of
 # session are a whole weir in the simulation, whose scripts the input writes.
 FUZZ_NEEDS_config := $(NEEDS_config)
-FUZZ_NEEDS_session := $(CORE) $(wildcard tests/fuzz/session_*.c) \
+FUZZ_NEEDS_session := $(SIM_CORE) $(wildcard tests/fuzz/session_*.c) \
           $(addprefix tests/sim/,world.c sim_backend.c sim_check.c sim_client.c \
             sim_io.c sim_net.c sim_slots.c sim_step.c sim_backend_who.c \
-            sim_auth.c sim_tls.c sim_wire.c) tests/unit/tls_certs.c
+            sim_auth.c sim_tls.c sim_tls_load.c sim_wire.c) tests/unit/tls_certs.c
 FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text $(LIBS_tls)
 FUZZ_NEEDS_tls := $(NEEDS_tls)
 FUZZ_NEEDS_upstream := $(NEEDS_upstream)

@@ -160,7 +160,7 @@ static void write_config(void)
 	    "backend_send = 5s\nbackend_final = 5s\nbackend_quit = 1s\n"
 	    "drain = 20s\n");
 	put_if('Q', "session = 5s\n");
-	put("[farm]\ntries = 3\nbudget = %s\nlinger = %s\n"
+	put("[farm]\nrelay_guard = off\ntries = 3\nbudget = %s\nlinger = %s\n"
 	    "unavailable_after = %s\n",
 	    wants('b') ? "3s" : "10s", wants('l') ? "0" : "1s",
 	    wants('u') ? "1s" : "1h");

@@ -78,7 +78,12 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 			      "backend_quit = 1s\ndrain = 20s\n",
 			      command_s);
 	}
-	n += snprintf(text + n, size - (size_t)n, "[farm]\n%s[health]\n%s",
+	/* Its servers take mail for anybody, and are to. */
+	const char *guard = s->farm != NULL && strstr(s->farm, "relay_guard")
+				    ? ""
+				    : "relay_guard = off\n";
+	n += snprintf(text + n, size - (size_t)n, "[farm]\n%s%s[health]\n%s",
+		      guard,
 		      or_usual(s->farm, "tries = 3\nbudget = 10s\n"
 					"linger = 1s\n"
 					"unavailable_after = 1h\n"),

@@ -253,7 +253,7 @@ static void write_config(struct run *r, unsigned weir)
 		"[admission]\nmax_sessions = 900\nmax_per_source = 0\n"
 		"max_per_aggregate = 0\ntable_size = 10000\n"
 		"[timeouts]\ndata = 1h\nbackend_greeting = %ums\n"
-		"[farm]\nlinger = 0\n"
+		"[farm]\nrelay_guard = off\nlinger = 0\n"
 		"[room]\n%s"
 		"[backend b0]\naddress = 10.0.0.1:25\nsource = 10.1.0.%u\n"
 		"max_sessions = %s\n",

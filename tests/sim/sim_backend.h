@@ -7,6 +7,7 @@
 
 #include "tests/sim/sim_check.h"
 #include "tests/sim/sim_net.h"
+#include "tests/sim/sim_tls.h"
 
 /*
  * A scripted mail server: good by nature, and now and then it does one deed:
@@ -74,12 +75,6 @@ enum sim_offer {
 	SIM_OFFER_DSN = 1 << 5,
 	SIM_OFFER_DANGEROUS = 1 << 6, /* XCLIENT, XFORWARD, ETRN, STARTTLS */
 	SIM_OFFER_ALL = (1 << 7) - 1,
-};
-
-enum sim_secrecy {
-	SIM_SECRECY_NONE,
-	SIM_SECRECY_STARTTLS, /* is offered */
-	SIM_SECRECY_IMPLICIT, /* TLS from the first octet */
 };
 
 struct sim_backend_config {

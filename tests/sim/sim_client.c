@@ -1,5 +1,6 @@
 #include "tests/sim/sim_client.h"
 
+#include <arpa/inet.h>
 #include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,6 +8,7 @@
 #include <string.h>
 
 #include "tests/sim/sim_script.h"
+#include "tests/sim/sim_wire.h"
 
 enum {
 	REPLY_MAX = 20000,
@@ -25,6 +27,7 @@ struct due {
 	unsigned sent; /* which of the script's messages */
 	unsigned rcpt; /* which of its recipients */
 	struct check_message *message;
+	bool injects;
 };
 
 /* An octet of the stream, and what has been said once it is out. */
@@ -39,7 +42,7 @@ struct sim_client {
 	struct sim_client_config config;
 	struct sim_script script;
 	size_t step;
-	struct sim_end *end;
+	struct sim_wire wire;
 	union sim_addr addr;
 	struct sim_timer timer;    /* connecting, pauses, dribbling */
 	struct sim_timer patience; /* a reply, or the end, is awaited */
@@ -50,6 +53,12 @@ struct sim_client {
 	bool ended;   /* weir said 421, or greeted with a refusal */
 	bool aborted;
 	bool faulted;
+	bool shaking;       /* hands: nothing is said meanwhile */
+	bool may_secure;    /* STARTTLS is offered */
+	bool may_auth;      /* its way of AUTH is */
+	bool go_secure;     /* STARTTLS drew 220 */
+	bool authenticated; /* AUTH drew 235 */
+	unsigned auth_at;   /* lines of the dialogue so far */
 	char grievance[700];
 	/* what is to be sent */
 	uint8_t *out;
@@ -97,11 +106,13 @@ static void finish(struct sim_client *c, bool reset)
 	c->done = true;
 	sim_timer_clear(c->sim, &c->timer);
 	sim_timer_clear(c->sim, &c->patience);
-	if (c->end != NULL && reset)
-		sim_end_reset(c->end);
-	else if (c->end != NULL)
-		sim_end_close(c->end);
-	c->end = NULL;
+	if (reset) {
+		sim_wire_reset(&c->wire);
+		return;
+	}
+	if (!c->script.curt)
+		sim_wire_notify(&c->wire);
+	sim_wire_close(&c->wire);
 }
 
 /* --- sending --- */
@@ -137,7 +148,7 @@ static void milestone(struct sim_client *c, struct check_message *m)
 /* Hand n octets to the network. */
 static void say(struct sim_client *c, size_t n)
 {
-	sim_end_say(c->end, c->out + c->out_from, n);
+	sim_wire_say(&c->wire, c->out + c->out_from, n);
 	c->out_from += n;
 	c->said += n;
 	patience_renew(c);
@@ -159,7 +170,7 @@ static void give_up(struct sim_client *c)
 		finish(c, false);
 		return;
 	case SIM_ABORT_FIN:
-		sim_end_fin(c->end);
+		sim_wire_fin(&c->wire, !c->script.curt);
 		c->out_from = c->out_len = 0;
 		c->step = c->script.count; /* and listens on */
 		return;
@@ -180,6 +191,8 @@ static bool speak(struct sim_client *c)
 	    (c->in_body || !c->script.dribbles))
 		waits = c->script.pace_octets;
 	bool aborts = c->script.abort_by != SIM_ABORT_NONE && waits >= left;
+	if (aborts && left > 0 && c->script.tears && c->wire.tls != NULL)
+		sim_wire_tear(&c->wire);
 	say(c, aborts ? (size_t)left : waits);
 	if (aborts) {
 		give_up(c);
@@ -203,6 +216,7 @@ static void expect(struct sim_client *c, enum sim_reply_kind kind,
 		due.sent = step->sent;
 		due.rcpt = step->rcpt;
 		due.message = step->message;
+		due.injects = step->injects;
 	}
 	assert(c->due_count < DUE_MAX);
 	c->due[(c->due_first + c->due_count++) % DUE_MAX] = due;
@@ -214,6 +228,12 @@ static void expect(struct sim_client *c, enum sim_reply_kind kind,
 static bool step_is_moot(const struct sim_client *c,
 			 const struct sim_step *step)
 {
+	if (step->reply == SIM_REPLY_STARTTLS)
+		return !c->may_secure && !step->regardless;
+	if (step->reply == SIM_REPLY_AUTH)
+		return !c->may_auth && !step->regardless;
+	if (step->op == SIM_OP_TLS)
+		return !c->go_secure && !step->regardless;
 	if (step->message == NULL)
 		return false;
 	const struct sim_sent *sent = &c->script.sent[step->sent];
@@ -259,14 +279,54 @@ static void step_body(struct sim_client *c, const struct sim_step *step)
 		expect(c, SIM_REPLY_FINAL, step);
 }
 
+static void begin_tls(struct sim_client *c)
+{
+	const struct sim_tls_wish wish = {
+		.old = c->config.old_tls,
+		.drawer = c->config.drawer,
+		.record = c->script.record,
+		.name = c->config.number % 3 == 0 ? "mx.test" : NULL,
+		.card = c->config.number % 5 == 0,
+	};
+
+	c->go_secure = false;
+	if (c->wire.tls != NULL)
+		return; /* the 220 was a mistake, which others will tell of */
+	c->shaking = true;
+	if (!c->script.abandons) {
+		sim_wire_secure(&c->wire, &wish);
+		return;
+	}
+	c->aborted = true;
+	sim_wire_tear(&c->wire);
+	sim_wire_secure(&c->wire, &wish);
+	finish(c, c->script.abort_by == SIM_ABORT_RST);
+}
+
+static void step_line(struct sim_client *c, const struct sim_step *step)
+{
+	if (step->reply == SIM_REPLY_MAIL)
+		step->message->authenticated = c->authenticated;
+	octets(c, step->text, step->text_len);
+	octets(c, "\r\n", 2);
+	expect(c, step->reply, step);
+}
+
 static void step_do(struct sim_client *c, const struct sim_step *step)
 {
 	c->in_body = step->op == SIM_OP_BODY || step->op == SIM_OP_CHUNK;
 	switch (step->op) {
 	case SIM_OP_LINE:
-		octets(c, step->text, step->text_len);
-		octets(c, "\r\n", 2);
-		expect(c, step->reply, step);
+		step_line(c, step);
+		return;
+	case SIM_OP_TLS:
+		begin_tls(c);
+		return;
+	case SIM_OP_REKEY:
+		if (sim_wire_is_secure(&c->wire) && !c->config.old_tls) {
+			sim_tls_rekey(c->wire.tls);
+			sim_wire_flush(&c->wire);
+		}
 		return;
 	case SIM_OP_RAW:
 		octets(c, step->text, step->text_len);
@@ -284,7 +344,7 @@ static void step_do(struct sim_client *c, const struct sim_step *step)
 		return;
 	case SIM_OP_FIN:
 		c->aborted = true;
-		sim_end_fin(c->end);
+		sim_wire_fin(&c->wire, !c->script.curt);
 		return;
 	case SIM_OP_RST:
 		c->aborted = true;
@@ -298,7 +358,7 @@ static void step_do(struct sim_client *c, const struct sim_step *step)
 
 static void client_run(struct sim_client *c)
 {
-	while (!c->done && !c->pausing && c->open) {
+	while (!c->done && !c->pausing && !c->shaking && c->open) {
 		if (!speak(c) || c->ended)
 			return;
 		if (c->step == c->script.count)
@@ -327,13 +387,71 @@ static bool offered(const struct sim_client *c, const char *word)
 	return memmem(c->reply, c->reply_len, word, strlen(word)) != NULL;
 }
 
+/* Is this way of AUTH among those in its line? */
+static bool offers_auth(const struct sim_client *c)
+{
+	const char *line = memmem(c->reply, c->reply_len, "AUTH ", 5);
+	const char *name = sim_auth_name(c->config.auth);
+	size_t name_len = strlen(name);
+
+	while (line != NULL && *line != '\r' && *line != '\0') {
+		size_t len = strcspn(line, " \r");
+
+		if (len == name_len && strncmp(line, name, len) == 0)
+			return true;
+		line += len + (line[len] == ' ');
+	}
+	return false;
+}
+
+static void note_offers(struct sim_client *c)
+{
+	bool secure = c->wire.tls != NULL;
+
+	c->pipelining = c->script.pipelines && offered(c, "PIPELINING");
+	c->may_secure = offered(c, "STARTTLS");
+	c->may_auth = offers_auth(c);
+	if (secure && c->may_secure)
+		wrong(c, "was offered STARTTLS within TLS");
+	if (!secure && !c->config.auth_in_clear && offered(c, "AUTH"))
+		wrong(c, "was offered AUTH in the clear");
+	if (offered(c, "-PLUS"))
+		wrong(c, "was offered what no proxy can relay");
+}
+
+static void on_starttls(struct sim_client *c, const struct due *due,
+			unsigned code)
+{
+	c->go_secure = code == 220;
+	if (code == 220 || !due->injects)
+		return;
+	/* Then what follows may be obeyed: it has gone too far. */
+	c->aborted = true;
+	finish(c, true);
+}
+
+static void on_auth(struct sim_client *c, unsigned code)
+{
+	char text[SIM_AUTH_LINE_MAX];
+
+	c->authenticated = code == 235;
+	if (code != 334)
+		return;
+	if (c->script.cancels ||
+	    !sim_auth_say(c->config.auth, c->config.number, ++c->auth_at, text))
+		snprintf(text, sizeof(text), "*");
+	octets(c, text, strlen(text));
+	octets(c, "\r\n", 2);
+	expect(c, SIM_REPLY_AUTH, NULL);
+}
+
 static void on_ehlo(struct sim_client *c, unsigned code)
 {
 	static const char *const never[] = { "XCLIENT", "XFORWARD", "ETRN",
 					     "X-WHATEVER" };
 
 	if (code == 250)
-		c->pipelining = c->script.pipelines && offered(c, "PIPELINING");
+		note_offers(c);
 	for (unsigned i = 0; i < sizeof(never) / sizeof(never[0]); i++) {
 		if (offered(c, never[i]))
 			wrong(c, "was offered %s", never[i]);
@@ -371,6 +489,12 @@ static void on_reply(struct sim_client *c, const struct due *due, unsigned code)
 		return;
 	case SIM_REPLY_EHLO:
 		on_ehlo(c, code);
+		return;
+	case SIM_REPLY_STARTTLS:
+		on_starttls(c, due, code);
+		return;
+	case SIM_REPLY_AUTH:
+		on_auth(c, code);
 		return;
 	case SIM_REPLY_MAIL:
 		on_mail(c, due, code);
@@ -440,6 +564,7 @@ static void whole_reply(struct sim_client *c, unsigned code)
 		'\0';
 	c->heard = true;
 	c->last_code = code;
+	check_shown(c->check, "a reply", c->reply, c->reply_len);
 	if (c->due_count > 0) {
 		due = c->due[c->due_first];
 		c->due_first = (c->due_first + 1) % DUE_MAX;
@@ -497,14 +622,46 @@ static void listen_on(struct sim_client *c)
 {
 	char buf[READ_SIZE];
 
-	while (!c->script.deaf) {
-		size_t n = sim_end_read(c->end, buf, sizeof(buf));
+	while (!c->script.deaf && !c->done) {
+		size_t n = sim_wire_read(&c->wire, buf, sizeof(buf));
 
+		if (c->shaking && sim_wire_is_secure(&c->wire))
+			c->shaking = false;
 		if (n == 0)
 			return;
-		for (size_t i = 0; i < n; i++)
+		for (size_t i = 0; i < n && !c->done; i++)
 			take_octet(c, buf[i]);
 	}
+}
+
+/* --- the beginning --- */
+
+/* The header of a proxy in front: PROXY, version 1 or 2. */
+static void say_header(struct sim_client *c)
+{
+	static const uint8_t binary[] = "\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c";
+	static const uint8_t to_host[] = { 203, 0, 113, 9 };
+	static const uint8_t to_port[] = { 0, 25 };
+	const struct sockaddr_in *a = &c->config.named.in;
+	uint8_t header[64];
+	char host[64], line[128];
+	size_t at = sizeof(binary) - 1;
+
+	assert(a->sin_family == AF_INET);
+	if (c->config.proxy == 1) {
+		inet_ntop(AF_INET, &a->sin_addr, host, sizeof(host));
+		int n = snprintf(line, sizeof(line),
+				 "PROXY TCP4 %s 203.0.113.9 %u 25\r\n", host,
+				 ntohs(a->sin_port));
+		sim_wire_say_raw(&c->wire, line, (size_t)n);
+		return;
+	}
+	memcpy(header, binary, at);
+	memcpy(header + at, &a->sin_addr, 4);
+	memcpy(header + at + 4, to_host, sizeof(to_host));
+	memcpy(header + at + 8, &a->sin_port, 2);
+	memcpy(header + at + 10, to_port, sizeof(to_port));
+	sim_wire_say_raw(&c->wire, header, at + 12);
 }
 
 /* --- the end --- */
@@ -519,8 +676,14 @@ static void check_farewell(struct sim_client *c, bool reset)
 	bool told = c->ended || c->last_code == 221 || c->last_code == 421;
 	int64_t now_us = sim_now_us(c->sim);
 
-	if (c->aborted || c->faulted || c->script.deaf || c->script.loose)
+	if (c->aborted || c->faulted || c->script.deaf || c->script.loose ||
+	    c->shaking)
 		return;
+	if (c->wire.tls != NULL && !reset && !sim_wire_ended_well(&c->wire)) {
+		snprintf(c->grievance, sizeof(c->grievance),
+			 "reads the end of TLS without close_notify");
+		return;
+	}
 	if (c->reply_len > 0) {
 		snprintf(c->grievance, sizeof(c->grievance),
 			 "reads half a reply and then the end: \"%.*s\"",
@@ -548,6 +711,29 @@ void sim_client_complain(struct sim_client *c)
 	wrong(c, "%s, close=%s", c->grievance, reason);
 }
 
+/* False: TLS is beyond repair. */
+static bool tls_holds(struct sim_client *c)
+{
+	if (!sim_wire_has_failed(&c->wire))
+		return true;
+	if (!c->aborted && !c->faulted && !c->script.loose)
+		snprintf(c->grievance, sizeof(c->grievance), "has no TLS: %s",
+			 sim_tls_about(c->wire.tls));
+	finish(c, true);
+	return false;
+}
+
+static void come_in(struct sim_client *c)
+{
+	c->open = c->connected = true;
+	check_totals(c->check)->connected++;
+	if (c->config.proxy > 0)
+		say_header(c);
+	if (c->script.implicit)
+		begin_tls(c);
+	client_run(c);
+}
+
 static void client_event(void *owner, struct sim_end *end, enum sim_what what,
 			 int err)
 {
@@ -557,14 +743,12 @@ static void client_event(void *owner, struct sim_end *end, enum sim_what what,
 		c->faulted = true;
 	switch (what) {
 	case SIM_OPEN:
-		c->open = c->connected = true;
-		check_totals(c->check)->connected++;
-		client_run(c);
+		come_in(c);
 		return;
 	case SIM_FAILED:
 		sim_trace(c->sim, "client %u: cannot connect, errno %d",
 			  c->config.number, err);
-		c->end = NULL;
+		c->wire.end = NULL;
 		finish(c, false);
 		return;
 	case SIM_ROOM:
@@ -577,7 +761,10 @@ static void client_event(void *owner, struct sim_end *end, enum sim_what what,
 	case SIM_DATA:
 	case SIM_FIN:
 		listen_on(c);
-		if (what == SIM_FIN) {
+		if (!tls_holds(c))
+			return;
+		/* close_notify is as good as an end. */
+		if (what == SIM_FIN || sim_wire_at_end(&c->wire)) {
 			check_farewell(c, false);
 			finish(c, false);
 			return;
@@ -592,7 +779,7 @@ static void patience_fires(void *owner)
 	struct sim_client *c = owner;
 
 	/* Nothing reaches a client on the other side of a black hole. */
-	if (c->end != NULL && sim_end_faulted(c->end))
+	if (c->wire.end != NULL && sim_end_faulted(c->wire.end))
 		c->faulted = true;
 	if (c->open && !c->faulted)
 		wrong(c, "waits for ever: step %zu of %zu, %u replies due",
@@ -606,13 +793,16 @@ static void timer_fires(void *owner)
 
 	if (!c->started) {
 		c->started = true;
-		c->end = sim_connect(c->sim, &c->config.to.sa,
-				     &c->config.from.sa, client_event, c);
-		c->addr = *sim_end_addr(c->end, 0);
+		sim_wire_open(&c->wire, c->sim,
+			      sim_connect(c->sim, &c->config.to.sa,
+					  &c->config.from.sa, client_event, c));
+		c->addr = *sim_end_addr(c->wire.end, 0);
+		if (c->config.proxy > 0)
+			c->addr = c->config.named;
 		check_client(c->check, c->config.number, &c->addr);
 		sim_trace(c->sim, "client %u: nature %u, conn %u",
 			  c->config.number, (unsigned)c->config.nature,
-			  sim_end_number(c->end));
+			  sim_end_number(c->wire.end));
 		expect(c, SIM_REPLY_GREETING, NULL);
 		patience_renew(c);
 		return;

@@ -4,8 +4,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "tests/sim/sim_auth.h"
 #include "tests/sim/sim_check.h"
 #include "tests/sim/sim_net.h"
+#include "tests/sim/sim_tls.h"
 
 /*
  * A scripted mail client of one nature, drawn by the seed: good, slow,
@@ -40,6 +42,15 @@ struct sim_client_config {
 	int64_t at_us; /* when it connects */
 	unsigned messages_max;
 	uint32_t body_max;
+	enum sim_secrecy secrecy; /* STARTTLS: if it is offered */
+	unsigned drawer;          /* of sim_tls.h, for its session */
+	bool old_tls;             /* 1.2 */
+	enum sim_auth_way auth;   /* if it is offered; NONE: not at all */
+	bool auth_in_clear;       /* the listener may offer it so */
+	/* It comes through a proxy, which names this address, with a port, by
+	 * a header of that version; 0: it comes by itself. */
+	unsigned proxy;
+	union sim_addr named;
 };
 
 struct sim_client *sim_client_new(struct sim *sim, struct check *check,

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/sim/sim_auth.h"
 #include "tests/sim/world.h"
 
 enum {
@@ -208,6 +209,9 @@ static void listen_on(struct sim_operator *o)
 		return;
 	check_info(o);
 	note_session(o);
+	if (sim_auth_leaks(o->answer, o->answer_len))
+		sim_violation(o->sim, "an operator is shown credentials: %s",
+			      o->command);
 	o->answer_len = 0;
 }
 

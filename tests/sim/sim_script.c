@@ -273,11 +273,54 @@ static void write_ehlo(struct writer *w)
 	step->alone = true;
 }
 
+/* What it says behind STARTTLS in one segment, if anything. */
+static void write_starttls(struct writer *w)
+{
+	static const char *const hasty[] = {
+		"STARTTLS\r\nMAIL FROM:<injected@evil.test>",
+		"STARTTLS\r\nEHLO injected.test\r\nNOOP injected",
+		"STARTTLS\r\nRSET",
+		"STARTTLS\r\nAUTH PLAIN injected",
+	};
+	bool injects = sim_chance(w->sim, 150);
+	struct sim_step *step = line(
+		w, SIM_REPLY_STARTTLS, "%s",
+		injects ? hasty[sim_below(w->sim, COUNT(hasty))] : "STARTTLS");
+
+	step->injects = injects;
+	step->alone = true;
+	add(w, SIM_OP_TLS)->alone = true;
+	write_ehlo(w);
+}
+
+static void write_auth(struct writer *w)
+{
+	char text[SIM_AUTH_LINE_MAX];
+
+	(void)sim_auth_say(w->config->auth, w->config->number, 0, text);
+	struct sim_step *step = line(w, SIM_REPLY_AUTH, "%s", text);
+	step->alone = true;
+	step->regardless = sim_chance(w->sim, 100);
+	w->script->cancels = sim_chance(w->sim, 50);
+}
+
+/* EHLO, and what a client does before mail. */
+static void write_hello(struct writer *w)
+{
+	write_ehlo(w);
+	if (w->config->secrecy == SIM_SECRECY_STARTTLS)
+		write_starttls(w);
+	if (w->config->auth != SIM_AUTH_NONE)
+		write_auth(w);
+}
+
 static void write_small_talk(struct writer *w)
 {
 	static const char *const words[] = { "NOOP", "noop hello", "HELP",
 					     "VRFY somebody", "RSET" };
 
+	if (w->config->secrecy != SIM_SECRECY_NONE && sim_chance(w->sim, 50))
+		add(w, SIM_OP_REKEY);
 	while (sim_chance(w->sim, 150))
 		line(w, SIM_REPLY_ANY, "%s",
 		     words[sim_below(w->sim, COUNT(words))]);
@@ -300,7 +343,7 @@ static void write_good(struct writer *w)
 	unsigned count = 1 + sim_below(w->sim, w->config->messages_max);
 
 	w->script->pipelines = sim_chance(w->sim, 600);
-	write_ehlo(w);
+	write_hello(w);
 	for (unsigned i = 0; i < count; i++) {
 		write_small_talk(w);
 		if (sim_chance(w->sim, 100))
@@ -355,13 +398,15 @@ static void write_aborting(struct writer *w)
 	else
 		write_good(w);
 	w->script->abort_by = ways[sim_below(w->sim, COUNT(ways))];
+	w->script->abandons = sim_chance(w->sim, 150);
+	w->script->tears = sim_chance(w->sim, 500);
 	w->script->abort_at = sim_below(w->sim, script_octets(w->script));
 }
 
 static void write_smuggler(struct writer *w)
 {
 	w->script->pipelines = sim_chance(w->sim, 500);
-	write_ehlo(w);
+	write_hello(w);
 	write_message(w, &vectors[sim_below(w->sim, COUNT(vectors))]);
 	if (sim_chance(w->sim, 500))
 		write_message(w, NULL);
@@ -381,12 +426,66 @@ static void write_hasty(struct writer *w)
 	raw(w, "QUIT\r\n");
 }
 
+static void write_noise(struct writer *w)
+{
+	char noise[SIM_TEXT_MAX];
+
+	for (size_t i = 0; i < sizeof(noise); i++)
+		noise[i] = (char)sim_below(w->sim, 256);
+	for (unsigned i = 0; i < 8; i++)
+		add_octets(w, SIM_OP_RAW, noise, sizeof(noise));
+}
+
+/* Vectors T2, T4 to T8 of STARTTLS injection, and noise in TLS's place. */
+static void write_secrecy_abused(struct writer *w)
+{
+	write_ehlo(w);
+	switch (sim_below(w->sim, 6)) {
+	case 0: /* between the 220 and the hello */
+		line(w, SIM_REPLY_STARTTLS, "STARTTLS")->alone = true;
+		raw(w, "MAIL FROM:<injected@evil.test>\r\n");
+		add(w, SIM_OP_TLS)->alone = true;
+		break;
+	case 1: /* the hello does not wait for the 220 */
+		raw(w, "STARTTLS\r\n");
+		add(w, SIM_OP_TLS)->regardless = true;
+		break;
+	case 2: /* twice */
+		write_starttls(w);
+		line(w, SIM_REPLY_ANY, "STARTTLS");
+		raw(w, "RSET\r\n");
+		break;
+	case 3: /* with a parameter, and in a transaction */
+		raw(w, "STARTTLS now\r\nMAIL FROM:<a@from.test>\r\n"
+		       "STARTTLS\r\nRSET\r\n");
+		break;
+	case 4: /* SMTP goes on in the clear */
+		raw(w, "STARTTLS\r\n");
+		pause_for(w, SIM_SECOND);
+		raw(w, "EHLO injected.test\r\n"
+		       "MAIL FROM:<injected@evil.test>\r\n");
+		break;
+	case 5: /* a record of 65535 octets */
+		raw(w, "STARTTLS\r\n");
+		pause_for(w, SIM_SECOND);
+		add_octets(w, SIM_OP_RAW, "\x16\x03\x01\xff\xff\x01\x00", 7);
+		write_noise(w);
+		break;
+	}
+	raw(w, "QUIT\r\n");
+}
+
 static void write_rude(struct writer *w)
 {
 	struct sim_script *s = w->script;
 
 	s->loose = true;
 	s->pipelines = true;
+	if (w->config->secrecy == SIM_SECRECY_STARTTLS &&
+	    sim_chance(w->sim, 500)) {
+		write_secrecy_abused(w);
+		return;
+	}
 	switch (sim_below(w->sim, 6)) {
 	case 0: /* before the greeting */
 		raw(w, "EHLO early.test\r\n");
@@ -442,10 +541,7 @@ static void write_foreign(struct writer *w)
 			add_octets(w, SIM_OP_RAW, noise, sizeof(noise));
 		return;
 	case 3:
-		for (size_t i = 0; i < sizeof(noise); i++)
-			noise[i] = (char)sim_below(w->sim, 256);
-		for (unsigned i = 0; i < 8; i++)
-			add_octets(w, SIM_OP_RAW, noise, sizeof(noise));
+		write_noise(w);
 		return;
 	}
 }
@@ -462,7 +558,7 @@ static void write_clumsy(struct writer *w)
 		"BDAT 5 LAST\r\nhell\n",
 		"XCLIENT ADDR=127.0.0.1",
 		"STARTTLS",
-		"AUTH PLAIN AGEAYg==",
+		"AUTH PLAIN AGEuU0VDUkVU",
 		"ETRN here",
 		"EXPN all",
 		"VRFY me",
@@ -562,4 +658,11 @@ void sim_script_write(struct sim_script *script, struct sim *sim,
 	case SIM_NATURES:
 		break;
 	}
+	if (config->secrecy == SIM_SECRECY_NONE)
+		return;
+	script->implicit = config->secrecy == SIM_SECRECY_IMPLICIT &&
+			   config->nature != SIM_NATURE_FOREIGN;
+	script->curt = sim_chance(sim, 300);
+	if (sim_chance(sim, 200))
+		script->record = sim_between(sim, 1, 2000);
 }

@@ -25,6 +25,8 @@ enum sim_op {
 	SIM_OP_RAW,   /* text as it is; no reply is counted */
 	SIM_OP_BODY,  /* the body, if DATA drew 354; one reply */
 	SIM_OP_CHUNK, /* BDAT with the body's octets from..upto; one reply */
+	SIM_OP_TLS,   /* if STARTTLS drew 220 */
+	SIM_OP_REKEY, /* TLS 1.3: other keys, please */
 	SIM_OP_PAUSE,
 	SIM_OP_FIN, /* end our side and go on listening */
 	SIM_OP_RST,
@@ -36,6 +38,8 @@ enum sim_reply_kind {
 	SIM_REPLY_ANY,
 	SIM_REPLY_GREETING,
 	SIM_REPLY_EHLO,
+	SIM_REPLY_STARTTLS,
+	SIM_REPLY_AUTH,
 	SIM_REPLY_MAIL,
 	SIM_REPLY_RCPT,
 	SIM_REPLY_DATA,
@@ -57,7 +61,10 @@ struct sim_step {
 	enum sim_reply_kind reply;
 	bool alone;        /* only once no reply is due */
 	bool only_if_open; /* MAIL was accepted and nothing ended it */
-	bool regardless;   /* BODY: even without a 354, no reply counted */
+	/* BODY: even without a 354, no reply counted; STARTTLS, AUTH: even if
+	 * it is not offered; TLS: even without a 220. */
+	bool regardless;
+	bool injects; /* STARTTLS has something behind it that must die */
 	unsigned sent, rcpt;
 	struct check_message *message; /* the step is moot if it is dead */
 	size_t from, upto;
@@ -83,6 +90,12 @@ struct sim_script {
 	bool loose;           /* replies are not counted */
 	bool deaf;            /* does not read */
 	bool dribbles;        /* its pace is that of bodies only */
+	bool implicit;        /* TLS from the first octet */
+	bool abandons;        /* leaves in the middle of the handshake */
+	bool tears;           /* leaves in the middle of a record */
+	bool curt;            /* ends without close_notify */
+	bool cancels;         /* AUTH, in the middle */
+	unsigned record;      /* octets in a record; 0: any */
 	uint32_t pace_octets; /* at a time; 0: all at once */
 	int64_t pace_us;
 	enum sim_abort abort_by;
@@ -92,7 +105,8 @@ struct sim_script {
 void sim_script_write(struct sim_script *script, struct sim *sim,
 		      struct check *check,
 		      const struct sim_client_config *config);
-/* sim_step.c, whoever wrote the script: */
+
+/* --- sim_step.c: whoever wrote the script --- */
 
 void sim_script_free(struct sim_script *script);
 

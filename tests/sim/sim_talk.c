@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tests/sim/sim_auth.h"
 #include "tests/sim/sim_wire.h"
 
 enum { STEP_MAX = 1024, REPLY_MAX = 32768, BODY_LINE = 70 };
@@ -153,6 +154,41 @@ static void say_many(struct sim_talk *t, const char *rest)
 		say_escaped(t, text + 1);
 }
 
+/* "WAY N": the nth line of that dialogue, as client 1 says it. */
+static void say_auth(struct sim_talk *t, const char *rest)
+{
+	static const struct {
+		const char *word;
+		enum sim_auth_way way;
+	} ways[] = {
+		{ "plain", SIM_AUTH_PLAIN },
+		{ "plain-later", SIM_AUTH_PLAIN_LATER },
+		{ "login", SIM_AUTH_LOGIN },
+		{ "xoauth2", SIM_AUTH_XOAUTH2 },
+		{ "oauthbearer", SIM_AUTH_OAUTHBEARER },
+		{ "cram", SIM_AUTH_CRAM },
+		{ "scram", SIM_AUTH_SCRAM },
+		{ "scram-256", SIM_AUTH_SCRAM_256 },
+	};
+	char line[SIM_AUTH_LINE_MAX + 2];
+	size_t len = strcspn(rest, " ");
+	unsigned number = (unsigned)strtoul(rest + len, NULL, 10);
+
+	for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+		if (strlen(ways[i].word) != len ||
+		    strncmp(ways[i].word, rest, len) != 0)
+			continue;
+		if (!sim_auth_say(ways[i].way, 1, number, line))
+			wrong(t, "no such line of", rest);
+		len = strlen(line);
+		line[len++] = '\r';
+		line[len++] = '\n';
+		say(t, line, len);
+		return;
+	}
+	wrong(t, "no such way:", rest);
+}
+
 /* --- reading --- */
 
 /* Octets of the first whole reply in the inbox, 0: there is none. */
@@ -184,6 +220,8 @@ static bool expect_reply(struct sim_talk *t, const char *text)
 	}
 	memcpy(t->reply, t->inbox, len);
 	t->reply[len] = '\0';
+	if (sim_auth_leaks(t->reply, len))
+		wrong(t, "credentials in", t->reply);
 	memmove(t->inbox, t->inbox + len, t->inbox_len - len);
 	t->inbox_len -= len;
 	t->inbox[t->inbox_len] = '\0';
@@ -439,6 +477,8 @@ static bool do_step(struct sim_talk *t, const char *step)
 		say(t, line, (size_t)n);
 	} else if (is(step, "many", &rest)) {
 		say_many(t, rest);
+	} else if (is(step, "auth", &rest)) {
+		say_auth(t, rest);
 	} else if (is(step, "body", &rest)) {
 		say_body(t, strtoul(rest, NULL, 10));
 	} else if (is(step, "wait", &rest)) {

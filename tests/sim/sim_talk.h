@@ -15,6 +15,9 @@
  *	>> TEXT      say TEXT as it is; \r \n \0 \\ and \xHH are octets
  *	many N TEXT  say TEXT N times, as it is
  *	body N       say N octets of lines
+ *	auth WAY N   say the Nth line, from 0, of an AUTH dialogue; WAY: plain,
+ *		     plain-later, login, xoauth2, oauthbearer, cram, scram,
+ *		     scram-256
  *	< TEXT       read a whole reply whose last line begins with TEXT
  *	reads N TEXT read N such replies
  *	has TEXT     the last reply has TEXT in it

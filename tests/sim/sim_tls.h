@@ -19,6 +19,13 @@
 
 struct sim_tls;
 
+/* How the octets of a connection are kept from others' eyes. */
+enum sim_secrecy {
+	SIM_SECRECY_NONE,
+	SIM_SECRECY_STARTTLS, /* is asked for, or is offered */
+	SIM_SECRECY_IMPLICIT, /* TLS from the first octet */
+};
+
 enum sim_tls_state {
 	SIM_TLS_SHAKING,
 	SIM_TLS_OPEN,

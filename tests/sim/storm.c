@@ -179,7 +179,8 @@ static void write_times(struct storm *s)
 	    sim_between(d, 1, 15));
 	put(s, "backend_quit = %us\ndrain = %us\n", sim_between(d, 0, 3),
 	    sim_between(d, 1, 60));
-	put(s, "[farm]\ntries = %u\nbudget = %us\n", sim_between(d, 1, 4),
+	put(s, "[farm]\nrelay_guard = off\n");
+	put(s, "tries = %u\nbudget = %us\n", sim_between(d, 1, 4),
 	    sim_between(d, 2, 20));
 	put(s, "linger = %ums\nunavailable_after = %us\n",
 	    sim_chance(d, 300) ? 0 : sim_between(d, 1, 3000),

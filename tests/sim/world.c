@@ -8,6 +8,7 @@
 #include "balancer/balancer.h"
 #include "health/health.h"
 #include "proxy/config.h"
+#include "proxy/tls_store.h"
 #include "tests/sim/sim_heap.h"
 #include "tests/sim/sim_tls.h"
 
@@ -16,6 +17,7 @@ enum {
 	TURN_US_MAX = 60,                  /* what a turn takes */
 	REFUSED_SPARE = WORLD_CLIENTS_MAX, /* places for who is being refused */
 	OPERATORS = 16,
+	WALL_BASE_S = 1750000000, /* when worlds begin; sim_io.c */
 };
 
 static struct farm *make_farm_memory(void)
@@ -55,10 +57,31 @@ static bool make_farm(struct house *h)
 			.addr = &h->world->backend_addrs[i].sa,
 			.max_sessions = b->max_sessions,
 		};
-		if (weir_add_backend(h->weir.farm, b, 1) != FARM_OK)
+		char error[WEIR_BACKEND_ERROR_SIZE];
+
+		if (!weir_join_backend(&h->weir, b, &h->config->tls, 1,
+				       WALL_BASE_S, error)) {
+			sim_violation(h->world->sim, "backend %s: %s", b->name,
+				      error);
 			return false;
+		}
 	}
 	return true;
+}
+
+/* Read the certificates that it names.  False: the world says why. */
+static bool load_tls(struct house *h, const struct config *config)
+{
+	struct config_report *report = config_report_new();
+
+	if (report == NULL)
+		abort();
+	bool good = tls_store_load(h->weir.tls, config, WALL_BASE_S, report);
+	if (!good)
+		sim_violation(h->world->sim, "certificates: %s",
+			      report->errors[0].text);
+	config_report_free(&report);
+	return good;
 }
 
 static void make_admission(struct house *h)
@@ -151,6 +174,11 @@ bool world_add_weir(struct world *w, const char *config_text, unsigned workers)
 	h->config = parse(w->sim, config_text);
 	if (h->config == NULL)
 		return false;
+	h->weir.tls = tls_store_new();
+	if (h->weir.tls == NULL)
+		abort();
+	if (!load_tls(h, h->config))
+		return false;
 	make_admission(h);
 	if (h->config->backend_count > w->backend_count)
 		w->backend_count = h->config->backend_count;
@@ -186,6 +214,7 @@ static void house_free(struct house *h)
 	if (h->weir.farm != NULL)
 		farm_fini(h->weir.farm);
 	free(h->weir.farm);
+	tls_store_free(&h->weir.tls);
 	if (h->weir.admission != NULL)
 		admission_fini(h->weir.admission);
 	free(h->admission_memory);
@@ -446,6 +475,10 @@ bool world_reload(struct world *w, const char *config_text)
 	struct config *config = parse(w->sim, config_text);
 	if (config == NULL)
 		return false;
+	if (!load_tls(h, config)) {
+		config_free(&config);
+		return false;
+	}
 	const struct admission_config *limits = &config->admission.limits;
 	/* Who is in stays in: the checkers allow the larger of the two. */
 	if (limits->max_sessions > h->limits.max_sessions)

@@ -76,7 +76,8 @@ struct world {
 
 /*
  * Start weir.  config_text is a whole weir.ini; its backends are those at
- * world_backend_addr(), in that order.  False: the world says why.
+ * world_backend_addr(), in that order.  Its certificates are those of
+ * sim_tls_load.c: /sim/mx.pem, /sim/ca.pem.  False: the world says why.
  */
 bool world_start(struct world *w, uint64_t seed,
 		 const struct sim_faults *faults, const char *config_text,
