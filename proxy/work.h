@@ -197,6 +197,7 @@ struct server {
 	struct work_tls tls;
 	bool secured; /* its handshake is done */
 	bool greeted; /* with 220, and that was noted */
+	bool told;    /* by XCLIENT who the client is */
 	bool receiving;
 	bool lingering;      /* stays for its client's next message */
 	bool kept;           /* idle, for anybody's next message */

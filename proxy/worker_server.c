@@ -41,7 +41,7 @@ struct server *server_new(struct worker *w)
 	v->in = v->out = (struct work_queue){ 0 };
 	v->tls = (struct work_tls){ 0 };
 	v->work.next_costly = v->work.prev_costly = NULL;
-	v->secured = v->greeted = false;
+	v->secured = v->greeted = v->told = false;
 	v->receiving = v->ending = false;
 	v->lingering = v->kept = v->clearing = false;
 	v->own_name = v->tainted = v->yielding = false;
@@ -327,15 +327,7 @@ static bool is_told_first(const struct server *v)
 /* What it says now, does it say that of the client, or of weir? */
 static bool sees_client(const struct server *v)
 {
-	const struct upstream *u = &v->upstream;
-
-	if (v->identity != BACKEND_IDENTITY_XCLIENT)
-		return is_told_first(v);
-	/* XCLIENT comes behind the greeting, EHLO, and TLS with its own EHLO. */
-	if (u->stage == BUSY_STAGE_GREET || u->stage == BUSY_STAGE_STARTTLS)
-		return false;
-	return u->stage != BUSY_STAGE_EHLO ||
-	       u->hellos > (u->secured && !u->implicit ? 2U : 1U);
+	return v->told || is_told_first(v);
 }
 
 /* Classify the reply just read.  Notes and logs what is not plain OK. */
@@ -670,6 +662,7 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 	case UPSTREAM_SAY:
 		if (!v->greeted)
 			greeted(w, v);
+		v->told = v->told || u->state == UPSTREAM_XCLIENT;
 		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
 			server_speak_up(w, v);
 		else
