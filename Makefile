@@ -124,6 +124,9 @@ NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
                      admission.c cidr.c stats.c) balancer/busy.c \
                    tests/unit/session_model.c
 NEEDS_session_hold := $(NEEDS_session)
+NEEDS_session_tls := $(NEEDS_session)
+NEEDS_session_auth := $(NEEDS_session)
+NEEDS_session_bdat := $(NEEDS_session)
 NEEDS_upstream  := proxy/upstream.c proxy/xclient.c proxy/cidr.c proxy/smtp.c balancer/busy.c
 NEEDS_xclient   := proxy/xclient.c proxy/cidr.c proxy/smtp.c
 NEEDS_sim_io    := tests/sim/sim_io.c tests/sim/sim_net.c

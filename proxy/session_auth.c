@@ -213,13 +213,14 @@ void session_auth_line(struct session *s, const struct session_env *env,
 {
 	assert(s->state == SESSION_AUTH);
 	assert(s->due == 0);
-	if (s->swallow)
+	if (s->swallow) {
 		session_auth_failed(s, env, plan);
-	else if (!smtp_auth_line_fits(text, len))
+	} else if (!smtp_auth_line_fits(text, len)) {
 		session_auth_broken(s, env, plan,
 				    "501 5.5.2 That is not base64\r\n");
-	else
+	} else {
 		forward(s, plan, text, len + 2);
+	}
 }
 
 void session_auth_broken(struct session *s, const struct session_env *env,

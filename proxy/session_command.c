@@ -149,6 +149,35 @@ static const char *mail_refusal(const struct saying *c)
 	return NULL;
 }
 
+/* Nothing speaks against this MAIL: note what it says. */
+static void begin_message(const struct saying *c)
+{
+	struct session *s = c->s;
+
+	if (s->transactions == 0)
+		session_note_pace(s, c->env);
+	assert(c->len + 2 <= SESSION_MAIL_MAX);
+	memcpy(s->mail, c->text, c->len);
+	memcpy(s->mail + c->len, "\r\n", 2);
+	s->mail_len = (uint32_t)c->len + 2;
+	/* A reload must not change it in the middle of an envelope. */
+	s->holds = s->listener->slot == CONFIG_SLOT_BODY && !s->authed;
+	s->counts = s->listener->bare_newline == CONFIG_BARE_BDAT &&
+		    (!s->authed || (s->ext & SMTP_EXT_CHUNKING));
+	s->message = (struct session_message){ .mail_ms = c->env->now_ms };
+	s->body_type = c->cmd->body;
+	s->size_said = c->cmd->ext & SMTP_EXT_SIZE ? c->cmd->size : 0;
+	s->chunk_failed = false;
+	s->premature = false;
+	s->rcpts_counted = 0;
+	/* What was offered may still be used further on. */
+	s->need = c->cmd->ext |
+		  (s->offered & (SMTP_EXT_CHUNKING | SMTP_EXT_DSN));
+	if (s->counts)
+		s->need |= SMTP_EXT_CHUNKING;
+	s->need_auth = 0;
+}
+
 static bool mail(const struct saying *c)
 {
 	struct session *s = c->s;
@@ -171,7 +200,8 @@ static bool mail(const struct saying *c)
 	if (s->transaction == SESSION_MAIL_BROKEN) {
 		/* It is logged before the next one takes its place. */
 		session_abandon(s, c->plan);
-		return false;
+		if (!session_is_orphaned(s))
+			return false;
 	}
 	if (session_is_orphaned(s)) {
 		session_say(c->plan, SESSION_TEXT_ORPHANED);
@@ -191,27 +221,7 @@ static bool mail(const struct saying *c)
 		session_spare_envelope(s, c->env);
 		return true;
 	}
-	if (s->transactions == 0)
-		session_note_pace(s, c->env);
-	assert(c->len + 2 <= SESSION_MAIL_MAX);
-	memcpy(s->mail, c->text, c->len);
-	memcpy(s->mail + c->len, "\r\n", 2);
-	s->mail_len = (uint32_t)c->len + 2;
-	/* A reload must not change it in the middle of an envelope. */
-	s->holds = s->listener->slot == CONFIG_SLOT_BODY && !s->authed;
-	s->counts = s->listener->bare_newline == CONFIG_BARE_BDAT;
-	s->message = (struct session_message){ .mail_ms = c->env->now_ms };
-	s->body_type = c->cmd->body;
-	s->size_said = c->cmd->ext & SMTP_EXT_SIZE ? c->cmd->size : 0;
-	s->chunk_failed = false;
-	s->premature = false;
-	s->rcpts_counted = 0;
-	/* What was offered may still be used further on. */
-	s->need = c->cmd->ext |
-		  (s->offered & (SMTP_EXT_CHUNKING | SMTP_EXT_DSN));
-	if (s->counts)
-		s->need |= SMTP_EXT_CHUNKING;
-	s->need_auth = 0;
+	begin_message(c);
 	if (s->authed) {
 		s->message.tries = 1;
 		session_say_mail(s, c->env, c->plan);

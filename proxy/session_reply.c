@@ -360,7 +360,8 @@ static void lose(struct session *s, const struct session_env *env,
 	case SESSION_CHUNK:
 		if (s->swallow) {
 			/* Refused by ourselves: that is what counts. */
-			s->transaction = SESSION_MAIL_BROKEN;
+			if (s->transaction != SESSION_NO_MAIL)
+				s->transaction = SESSION_MAIL_BROKEN;
 			return;
 		}
 		answer_chunks(s, plan, SESSION_TEXT_LOST);
@@ -774,9 +775,7 @@ void session_replied(struct session *s, const struct session_env *env,
 		session_auth_replied(s, env, ev, plan);
 	else if (s->clearing)
 		cleared(s, env, plan);
-	else if (s->counting && !last)
-		session_counted_replied(s, env, ev, plan);
-	else if (s->counting && s->state == SESSION_BODY)
+	else if (s->counting && (!last || s->state == SESSION_BODY))
 		session_counted_replied(s, env, ev, plan);
 	else if (s->state == SESSION_HANDOVER)
 		session_handover_replied(s, env, ev, plan);
