@@ -63,7 +63,7 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
 PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
           session_hold.c session_reply.c session_auth.c upstream.c xclient.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
-          hold.c trace.c proxyproto.c) \
+          hold.c trace.c proxyproto.c tcp.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
         $(addprefix health/,health.c probe.c)
 # What performs, on top of io.h: the product and the simulation share it.
@@ -97,6 +97,7 @@ $(B)/weir-sink: $(call obj,$(SINK))
 # --- tests: tests/unit/test_NAME.c is linked with what NEEDS_NAME lists ---
 
 NEEDS_smtp      := proxy/smtp.c
+NEEDS_tcp       := proxy/tcp.c proxy/smtp.c balancer/busy.c
 NEEDS_busy      := balancer/busy.c proxy/smtp.c
 NEEDS_admission := proxy/admission.c proxy/cidr.c
 NEEDS_cidr      := proxy/cidr.c
