@@ -472,8 +472,7 @@ bool backend_wants_tls(const struct backend *b, int64_t now_ms)
 
 void backend_tls_failed(struct backend *b, int64_t now_ms)
 {
-	if (backend_tls(b) == BACKEND_TLS_OPPORTUNISTIC)
-		atomic_store(&b->clear_until_ms, now_ms + BACKEND_CLEAR_MS);
+	atomic_store(&b->clear_until_ms, now_ms + BACKEND_CLEAR_MS);
 }
 
 enum backend_identity backend_identity(const struct backend *b)

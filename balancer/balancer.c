@@ -1438,13 +1438,12 @@ static void learn_tls(struct backend *b, const struct probe_report *report,
 static void set_relay(struct backend *b, enum backend_relay relay,
 		      int64_t now_ms, struct backend_news *news)
 {
-	bool first = atomic_load(&b->relay_checked_ms) == -1;
 	bool changed = backend_relay(b) != relay;
 
 	atomic_store(&b->relay_checked_ms, now_ms);
 	atomic_store(&b->relay, (uint8_t)relay);
 	atomic_store(&b->guard_at_ms, now_ms + BACKEND_GUARD_MS);
-	news->relay_told = first || changed || relay != BACKEND_RELAY_CLOSED;
+	news->relay_told = changed || relay != BACKEND_RELAY_CLOSED;
 	news->relay = relay;
 }
 

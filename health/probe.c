@@ -313,15 +313,16 @@ static void guard_refused(struct probe *p, int64_t now_ms)
 
 static void guard_replied(struct probe *p, int64_t now_ms)
 {
+	static const char recipient[] =
+		"<weir-relay-check@relay-check.invalid>";
+
 	keep_relay_text(p);
 	if (p->reply.code >= 400)
 		guard_refused(p, now_ms);
 	else if (p->reply.code >= 300)
 		guard_ends(p, PROBE_RELAY_INCONCLUSIVE, now_ms);
 	else if (p->step == PROBE_STEP_GUARD_MAIL)
-		say(p, PROBE_STEP_GUARD_RCPT,
-		    "RCPT TO:", "<weir-relay-check@relay-check.invalid>",
-		    now_ms);
+		say(p, PROBE_STEP_GUARD_RCPT, "RCPT TO:", recipient, now_ms);
 	else
 		guard_ends(p, PROBE_RELAY_OPEN, now_ms);
 }
@@ -659,7 +660,7 @@ static void connected(struct probe *p, int64_t now_ms)
 		greeting_comes(p, now_ms);
 }
 
-/* What was learned in clear, anybody may have said. */
+/* What EHLO said in clear, anybody may have said: it is said again. */
 static void secured(struct probe *p, const struct probe_event *event,
 		    int64_t now_ms)
 {
@@ -671,9 +672,6 @@ static void secured(struct probe *p, const struct probe_event *event,
 	r->left_s = event->expires_s != 0 ? event->expires_s - event->now_s : 0;
 	(void)snprintf(r->tls_version, sizeof(r->tls_version), "%s",
 		       event->tls_version);
-	r->ext = 0;
-	r->auth = 0;
-	r->size = 0;
 	if (r->greet_ms == -1)
 		greeting_comes(p, now_ms);
 	else

@@ -238,9 +238,15 @@ static void of_several_backends_strangers_get_the_closed_ones(void **state)
 				 BALANCER_PICKED);
 		assert_int_equal(slots[i].index, closed->index);
 	}
+	assert_int_equal(asked(&anything, START_MS), BALANCER_PICKED);
 	/* Full, not open: a slot may come free. */
 	assert_int_equal(asked(&stranger, START_MS), BALANCER_ALL_FULL);
-	assert_int_equal(asked(&anything, START_MS), BALANCER_PICKED);
+	/* The others' want of room is not counted from a stranger's. */
+	int64_t since;
+
+	backend_set_admin(open, BACKEND_ADMIN_DRAIN, NULL);
+	assert_false(balancer_available(&farm, START_MS + 9000, NULL, &since));
+	assert_int_equal(since, START_MS + 9000);
 	for (int i = 0; i < 10; i++)
 		balancer_release(&farm, &slots[i]);
 }

@@ -44,12 +44,11 @@ enum {
 	KNOWN = 1 << 2, /* ehlo_known */
 };
 
-#define HELLO   "S: 220 mx", "C: EHLO weir.example"
-#define SENDER  "MAIL FROM:<weir-relay-check@weir.example>"
-#define RCPT    "RCPT TO:<weir-relay-check@relay-check.invalid>"
-#define ASKED   HELLO, "S: 250 mx", "C: " SENDER
-#define BYE     "C: QUIT", "S: 221 bye"
-#define UNKNOWN "[UNAVAILABLE]"
+#define HELLO  "S: 220 mx", "C: EHLO weir.example"
+#define SENDER "C: MAIL FROM:<weir-relay-check@weir.example>"
+#define RCPT   "C: RCPT TO:<weir-relay-check@relay-check.invalid>"
+#define ASKED  HELLO, "S: 250 mx", SENDER
+#define BYE    "C: QUIT", "S: 221 bye"
 
 struct dialogue {
 	const char *about;
@@ -296,16 +295,16 @@ static const struct dialogue dialogues[] = {
 
 	/* --- XCLIENT --- */
 	{ "XCLIENT tells all that it may, as unknown, and EHLO again", XCLIENT,
-	  { HELLO, "S: 250-mx", "S: 250 XCLIENT NAME ADDR PORT HELO LOGIN", "C: XCLIENT NAME=" UNKNOWN " ADDR=" UNKNOWN " PORT=" UNKNOWN " HELO=" UNKNOWN " LOGIN=" UNKNOWN, "S: 220 mx", "C: EHLO weir.example", "S: 250 mx", BYE },
+	  { HELLO, "S: 250-mx", "S: 250 XCLIENT NAME ADDR PORT HELO LOGIN", "C: XCLIENT NAME=[UNAVAILABLE] ADDR=[UNAVAILABLE] PORT=[UNAVAILABLE] HELO=[UNAVAILABLE] LOGIN=[UNAVAILABLE]", "S: 220 mx", "C: EHLO weir.example", "S: 250 mx", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_UNASKED },
 	{ "who may not tell the address introduces nobody", XCLIENT,
 	  { HELLO, "S: 250-mx", "S: 250 XCLIENT NAME HELO", BYE },
 	  PROBE_XCLIENT_REFUSED, PROBE_STEP_EHLO, HEALTH_PROBE_MISCONF, 0, PROBE_RELAY_UNASKED },
 	{ "the protocol is always known", XCLIENT,
-	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR PROTO", "C: XCLIENT ADDR=" UNKNOWN " PROTO=ESMTP", "S: 220 mx", "C: EHLO weir.example", "S: 250-mx", "S: 250 XCLIENT ADDR PROTO", BYE },
+	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR PROTO", "C: XCLIENT ADDR=[UNAVAILABLE] PROTO=ESMTP", "S: 220 mx", "C: EHLO weir.example", "S: 250-mx", "S: 250 XCLIENT ADDR PROTO", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_UNASKED },
 	{ "TLS first, then XCLIENT as it is offered there", MUST | XCLIENT | MAIL,
-	  { HELLO, "S: 250-mx", "S: 250-XCLIENT NAME", "S: 250 STARTTLS", "C: STARTTLS", "S: 220 go", "H:", "K:", "C: EHLO weir.example", "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=" UNKNOWN, "S: 220 mx", "C: EHLO weir.example", "S: 250 mx", "C: MAIL FROM:<>", "S: 250 ok", "C: RSET", "S: 250 ok", BYE },
+	  { HELLO, "S: 250-mx", "S: 250-XCLIENT NAME", "S: 250 STARTTLS", "C: STARTTLS", "S: 220 go", "H:", "K:", "C: EHLO weir.example", "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=[UNAVAILABLE]", "S: 220 mx", "C: EHLO weir.example", "S: 250 mx", "C: MAIL FROM:<>", "S: 250 ok", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, TLS | KNOWN, PROBE_RELAY_UNASKED },
 	{ "XCLIENT is not offered", XCLIENT,
 	  { HELLO, "S: 250 mx", BYE },
@@ -317,54 +316,54 @@ static const struct dialogue dialogues[] = {
 	  { HELLO, "S: 500 what?", "C: HELO weir.example", "S: 250 XCLIENT ADDR", BYE },
 	  PROBE_XCLIENT_REFUSED, PROBE_STEP_HELO, HEALTH_PROBE_MISCONF, 0, PROBE_RELAY_UNASKED },
 	{ "XCLIENT is refused", XCLIENT,
-	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=" UNKNOWN, "S: 550 5.7.0 Error: insufficient authorization", BYE },
+	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=[UNAVAILABLE]", "S: 550 5.7.0 Error: insufficient authorization", BYE },
 	  PROBE_XCLIENT_REFUSED, PROBE_STEP_XCLIENT, HEALTH_PROBE_MISCONF, 0, PROBE_RELAY_UNASKED },
 	{ "250 to XCLIENT is no 220", XCLIENT,
-	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=" UNKNOWN, "S: 250 ok", BYE },
+	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=[UNAVAILABLE]", "S: 250 ok", BYE },
 	  PROBE_XCLIENT_REFUSED, PROBE_STEP_XCLIENT, HEALTH_PROBE_MISCONF, 0, PROBE_RELAY_UNASKED },
 	{ "busy at XCLIENT: alive", XCLIENT,
-	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=" UNKNOWN, "S: 421 4.3.2 too busy", "C: QUIT", "E:" },
+	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=[UNAVAILABLE]", "S: 421 4.3.2 too busy", "C: QUIT", "E:" },
 	  PROBE_XCLIENT_REFUSED, PROBE_STEP_XCLIENT, HEALTH_PROBE_BUSY, 0, PROBE_RELAY_UNASKED },
 	{ "closed at XCLIENT", XCLIENT,
-	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=" UNKNOWN, "E:" },
+	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=[UNAVAILABLE]", "E:" },
 	  PROBE_CLOSED, PROBE_STEP_XCLIENT, HEALTH_PROBE_FAILED, 0, PROBE_RELAY_UNASKED },
 	{ "no answer to XCLIENT", XCLIENT,
-	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=" UNKNOWN, "T:" },
+	  { HELLO, "S: 250-mx", "S: 250 XCLIENT ADDR", "C: XCLIENT ADDR=[UNAVAILABLE]", "T:" },
 	  PROBE_TIMEOUT, PROBE_STEP_XCLIENT, HEALTH_PROBE_FAILED, 0, PROBE_RELAY_UNASKED },
 
 	/* --- the relay guard --- */
 	{ "it takes a stranger's mail for a stranger", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "S: 250 2.1.5 ok", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 ok", RCPT, "S: 250 2.1.5 ok", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_OPEN },
 	{ "251 and 252 take it as well", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "S: 252 will try", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 ok", RCPT, "S: 252 will try", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_OPEN },
 	{ "Postfix does not relay", GUARD,
-	  { ASKED, "S: 250 2.1.0 Ok", "C: " RCPT, "S: 554 5.7.1 <weir-relay-check@relay-check.invalid>: Relay access denied", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 2.1.0 Ok", RCPT, "S: 554 5.7.1 <weir-relay-check@relay-check.invalid>: Relay access denied", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_CLOSED },
 	{ "Postfix puts it off (defer_unauth_destination)", GUARD,
-	  { ASKED, "S: 250 2.1.0 Ok", "C: " RCPT, "S: 454 4.7.1 <x@relay-check.invalid>: Relay access denied", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 2.1.0 Ok", RCPT, "S: 454 4.7.1 <x@relay-check.invalid>: Relay access denied", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_CLOSED },
 	{ "Exim does not relay", GUARD,
-	  { ASKED, "S: 250 OK", "C: " RCPT, "S: 550 relay not permitted", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 OK", RCPT, "S: 550 relay not permitted", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_CLOSED },
 	{ "Stalwart does not relay, by a code that is about domains", GUARD,
-	  { ASKED, "S: 250 2.1.0 OK", "C: " RCPT, "S: 550 5.1.2 Relay not allowed.", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 2.1.0 OK", RCPT, "S: 550 5.1.2 Relay not allowed.", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_CLOSED },
 	{ "Postfix looked for the recipient's domain first: no proof", GUARD,
-	  { ASKED, "S: 250 2.1.0 Ok", "C: " RCPT, "S: 450 4.1.2 <x@relay-check.invalid>: Recipient address rejected: Domain not found", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 2.1.0 Ok", RCPT, "S: 450 4.1.2 <x@relay-check.invalid>: Recipient address rejected: Domain not found", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_UNPROVEN },
 	{ "Exim verified the recipient first: no proof", GUARD,
-	  { ASKED, "S: 250 OK", "C: " RCPT, "S: 550 Unrouteable address", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 OK", RCPT, "S: 550 Unrouteable address", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_UNPROVEN },
 	{ "the sender is refused: asked again with <>, and open", GUARD,
-	  { ASKED, "S: 550 5.1.8 no such domain", "C: RSET", "S: 250 ok", "C: MAIL FROM:<>", "S: 250 ok", "C: " RCPT, "S: 250 ok", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 550 5.1.8 no such domain", "C: RSET", "S: 250 ok", "C: MAIL FROM:<>", "S: 250 ok", RCPT, "S: 250 ok", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_OPEN },
 	{ "the sender is refused at RCPT, as Postfix does: again, and closed", GUARD,
-	  { ASKED, "S: 250 2.1.0 Ok", "C: " RCPT, "S: 450 4.1.8 <weir-relay-check@weir.example>: Sender address rejected: Domain not found", "C: RSET", "S: 250 ok", "C: MAIL FROM:<>", "S: 250 ok", "C: " RCPT, "S: 554 5.7.1 Relay access denied", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 2.1.0 Ok", RCPT, "S: 450 4.1.8 <weir-relay-check@weir.example>: Sender address rejected: Domain not found", "C: RSET", "S: 250 ok", "C: MAIL FROM:<>", "S: 250 ok", RCPT, "S: 554 5.7.1 Relay access denied", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_CLOSED },
 	{ "<> is refused at RCPT too, for its own sake: no proof", GUARD,
-	  { ASKED, "S: 250 2.1.0 Ok", "C: " RCPT, "S: 550 5.1.8 sender", "C: RSET", "S: 250 ok", "C: MAIL FROM:<>", "S: 250 ok", "C: " RCPT, "S: 550 5.1.7 sender", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 2.1.0 Ok", RCPT, "S: 550 5.1.8 sender", "C: RSET", "S: 250 ok", "C: MAIL FROM:<>", "S: 250 ok", RCPT, "S: 550 5.1.7 sender", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_UNPROVEN },
 	{ "every sender is refused: closed", GUARD,
 	  { ASKED, "S: 530 5.7.0 Authentication required", "C: RSET", "S: 250 ok", "C: MAIL FROM:<>", "S: 530 5.7.0 Authentication required", "C: RSET", "S: 250 ok", BYE },
@@ -373,34 +372,37 @@ static const struct dialogue dialogues[] = {
 	  { ASKED, "S: 452 4.3.1 Insufficient system storage", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "sick at the guard's RCPT: inconclusive", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "S: 451 4.3.0 <x>: Temporary lookup failure", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 ok", RCPT, "S: 451 4.3.0 <x>: Temporary lookup failure", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "going away at the guard's RCPT: inconclusive", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "S: 421 4.3.2 shutting down", "C: RSET", "E:" },
+	  { ASKED, "S: 250 ok", RCPT, "S: 421 4.3.2 shutting down", "C: RSET", "E:" },
+	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
+	{ "421 ends the connection, whatever it is about", GUARD,
+	  { ASKED, "S: 250 ok", RCPT, "S: 421 4.7.1 not for you", "C: RSET", "E:" },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "354 is no answer", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "S: 354 go on", "C: RSET", "S: 250 ok", BYE },
+	  { ASKED, "S: 250 ok", RCPT, "S: 354 go on", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "lost at the guard's MAIL", GUARD,
 	  { ASKED, "E:" },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "lost at the guard's RCPT", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "R:" },
+	  { ASKED, "S: 250 ok", RCPT, "R:" },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "no answer to the guard's RCPT", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "T:" },
+	  { ASKED, "S: 250 ok", RCPT, "T:" },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "nonsense for an answer", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "S: what?" },
+	  { ASKED, "S: 250 ok", RCPT, "S: what?" },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_INCONCLUSIVE },
 	{ "lost at RSET: the answer stands", GUARD,
-	  { ASKED, "S: 250 ok", "C: " RCPT, "S: 250 ok", "C: RSET", "E:" },
+	  { ASKED, "S: 250 ok", RCPT, "S: 250 ok", "C: RSET", "E:" },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_OPEN },
 	{ "behind the probe's own MAIL", GUARD | MAIL,
-	  { HELLO, "S: 250 mx", "C: MAIL FROM:<>", "S: 250 ok", "C: RSET", "S: 250 ok", "C: " SENDER, "S: 250 ok", "C: " RCPT, "S: 550 no", "C: RSET", "S: 250 ok", BYE },
+	  { HELLO, "S: 250 mx", "C: MAIL FROM:<>", "S: 250 ok", "C: RSET", "S: 250 ok", SENDER, "S: 250 ok", RCPT, "S: 550 no", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_OK, PROBE_STEP_DONE, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_CLOSED },
 	{ "one that has something against <> is asked all the same", GUARD | MAIL,
-	  { HELLO, "S: 250 mx", "C: MAIL FROM:<>", "S: 550 5.1.8 no bounces", "C: " SENDER, "S: 250 ok", "C: " RCPT, "S: 250 ok", "C: RSET", "S: 250 ok", BYE },
+	  { HELLO, "S: 250 mx", "C: MAIL FROM:<>", "S: 550 5.1.8 no bounces", SENDER, "S: 250 ok", RCPT, "S: 250 ok", "C: RSET", "S: 250 ok", BYE },
 	  PROBE_MAIL_REFUSED, PROBE_STEP_MAIL, HEALTH_PROBE_PASSED, KNOWN, PROBE_RELAY_OPEN },
 	{ "one that is full is not", GUARD | MAIL,
 	  { HELLO, "S: 250 mx", "C: MAIL FROM:<>", "S: 452 4.3.1 Insufficient system storage", BYE },
@@ -442,6 +444,10 @@ static void each_dialogue_ends_as_it_should_whole_and_trickled(void **state)
 			assert_string_equal(probe_step_word(r->failed),
 					    probe_step_word(d->failed));
 			assert_int_equal(probe_verdict(r), d->verdict);
+			if (r->outcome == PROBE_OK) {
+				assert_int_equal(r->class, BUSY_OK);
+				assert_true(r->code < 400);
+			}
 			assert_int_equal(r->tls, (d->says & TLS) != 0);
 			assert_int_equal(r->tls_failed, (d->says & TRIED) != 0);
 			assert_int_equal(r->ehlo_known, (d->says & KNOWN) != 0);
@@ -671,7 +677,7 @@ static void a_probe_that_is_cancelled_at_the_guard_keeps_its_outcome(
 	one(&t, "S: 220 mx");
 	t.unread = 0;
 	one(&t, "S: 250 mx");
-	expect(&t, SENDER);
+	one(&t, SENDER);
 	happen(&t, PROBE_IN_CANCEL);
 	assert_true(t.plan.done);
 	assert_int_equal(t.probe.report.outcome, PROBE_OK);
@@ -694,7 +700,7 @@ static void the_longest_names_fit(void **state)
 	one(&t, "S: 250 XCLIENT NAME ADDR PORT PROTO HELO LOGIN DESTADDR "
 		"DESTPORT");
 	assert_int_equal(t.unread, 1);
-	assert_non_null(strstr(t.said, " DESTPORT=" UNKNOWN "\r\n"));
+	assert_non_null(strstr(t.said, " DESTPORT=[UNAVAILABLE]\r\n"));
 	t.unread = 0;
 	one(&t, "S: 220 mx");
 	t.unread = 0;
