@@ -522,6 +522,7 @@ static bool make_farm(struct weir *weir, const struct config *config)
 		policy.busy_hold_max_ms = policy.busy_hold_ms;
 	farm_init(weir->farm, &policy);
 	weir_set_limits(weir->farm, config);
+	weir_set_guard(weir->farm, config);
 	(void)clock_gettime(CLOCK_MONOTONIC, &now);
 	for (unsigned i = 0; i < config->backend_count; i++) {
 		if (!weir_join_backend(weir, &config->backends[i], &config->tls,

@@ -117,6 +117,12 @@ void worker_free(struct worker **w);
 void weir_set_limits(struct farm *farm, const struct config *config);
 
 /*
+ * What becomes of backends that relay for strangers; before the workers, and
+ * at a reload.
+ */
+void weir_set_guard(struct farm *farm, const struct config *config);
+
+/*
  * The waiting room as the configuration has it; before the workers.  False:
  * no memory.
  */

@@ -22,6 +22,21 @@ void weir_set_limits(struct farm *farm, const struct config *config)
 	farm_set_limits(farm, &policy, config->farm.observe);
 }
 
+void weir_set_guard(struct farm *farm, const struct config *config)
+{
+	switch (config->farm.relay_guard) {
+	case CONFIG_GUARD_ENFORCE:
+		farm_set_guard(farm, FARM_GUARD_ENFORCE);
+		return;
+	case CONFIG_GUARD_WARN:
+		farm_set_guard(farm, FARM_GUARD_WARN);
+		return;
+	case CONFIG_GUARD_OFF:
+		break;
+	}
+	farm_set_guard(farm, FARM_GUARD_OFF);
+}
+
 static enum backend_admin admin_of(enum config_backend_state state)
 {
 	switch (state) {
@@ -150,7 +165,8 @@ bool weir_join_backend(struct weir *weir, const struct config_backend *from,
 	const enum backend_admin admin = admin_of(from->state);
 	/* Its place must be known before its context is: nobody is to go
 	 * there in between. */
-	const bool later = from->tls != CONFIG_BACKEND_TLS_NONE;
+	const bool later = from->tls != CONFIG_BACKEND_TLS_NONE &&
+			   weir->tls != NULL;
 	enum farm_result result;
 	uint16_t index;
 
@@ -355,6 +371,7 @@ void worker_reload(struct worker *w, const struct config *config)
 	admission_configure(w->weir->admission, &config->admission.limits);
 	weir_change_room(w->weir, config);
 	weir_set_limits(w->weir->farm, config);
+	weir_set_guard(w->weir->farm, config);
 	change_farm(w, config);
 	atomic_store_explicit(&w->weir->config, config, memory_order_release);
 	(void)pthread_mutex_unlock(&w->mutex);

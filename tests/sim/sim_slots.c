@@ -145,7 +145,8 @@ static bool is_fit(const struct backend *b, const struct balancer_need *need)
 {
 	return b != NULL && backend_state(b) == HEALTH_UP &&
 	       backend_admin_state(b) == BACKEND_READY && b->ext_known &&
-	       (need->ext & ~b->ext) == 0 && need->size == 0;
+	       (need->ext & ~b->ext) == 0 && need->size == 0 &&
+	       (!need->stranger || backend_bars(b) == BACKEND_RELAY_CLOSED);
 }
 
 /* Is there another one to be tried?  If not, it is to be tried again. */
