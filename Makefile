@@ -61,7 +61,8 @@ ALL_LDFLAGS = -pthread $(filter -fsanitize=%,$(OPT_$(MODE):fuzzer-no-link,%=%)) 
 
 # Decisions: no kernel, no clock, no allocation (checked by `make purity`).
 PURE := $(addprefix proxy/,smtp.c session.c session_body.c session_command.c \
-          session_hold.c session_reply.c session_auth.c upstream.c xclient.c \
+          session_hold.c session_reply.c session_auth.c session_tcp.c \
+          upstream.c xclient.c \
           admission.c cidr.c timer.c stats.c control.c report.c log.c \
           hold.c trace.c proxyproto.c tcp.c) \
         $(addprefix balancer/,backend.c balancer.c busy.c limit.c room.c) \
@@ -121,9 +122,11 @@ NEEDS_stretch   := tests/stretch.c
 NEEDS_load_limit := tests/load_limit.c
 NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
                      session_auth.c session_command.c session_hold.c \
+                     session_tcp.c \
                      session_reply.c smtp.c \
                      admission.c cidr.c stats.c) balancer/busy.c \
                    tests/unit/session_model.c
+NEEDS_session_tcp := $(NEEDS_session)
 NEEDS_session_hold := $(NEEDS_session)
 NEEDS_session_tls := $(NEEDS_session)
 NEEDS_session_auth := $(NEEDS_session)

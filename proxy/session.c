@@ -13,7 +13,8 @@ static const char *const state_names[] = {
 	[SESSION_AUTH] = "auth",         [SESSION_MAIL] = "mail",
 	[SESSION_DATA] = "data",         [SESSION_BODY] = "body",
 	[SESSION_CHUNK] = "chunk",       [SESSION_HANDOVER] = "handover",
-	[SESSION_FINAL] = "final",       [SESSION_CLOSED] = "closed",
+	[SESSION_FINAL] = "final",       [SESSION_RELAY] = "relay",
+	[SESSION_CLOSED] = "closed",
 };
 static_assert(sizeof(state_names) / sizeof(state_names[0]) == SESSION_STATES,
 	      "a name for every state");
@@ -134,7 +135,8 @@ void session_part(struct session *s, struct session_plan *plan)
 		    (s->state == SESSION_DATA && !s->own_data) ||
 		    (s->state == SESSION_BODY && !s->holding) ||
 		    (s->state == SESSION_HANDOVER && s->due > 0) ||
-		    s->state == SESSION_CHUNK || s->state == SESSION_FINAL)
+		    s->state == SESSION_CHUNK || s->state == SESSION_FINAL ||
+		    s->state == SESSION_RELAY)
 			clean = false;
 		session_add(plan, clean ? SESSION_DO_QUIT : SESSION_DO_RESET);
 	}
@@ -182,6 +184,7 @@ static enum busy_stage stage_of(enum session_state state)
 	case SESSION_HANDSHAKE:
 	case SESSION_COMMAND:
 	case SESSION_AUTH:
+	case SESSION_RELAY:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		break;
@@ -212,7 +215,8 @@ static void close_with(struct session *s, struct session_plan *plan,
 		       enum session_do how, enum stats_close reason)
 {
 	bool mail = s->state == SESSION_MAIL ||
-		    (s->state == SESSION_BINDING && !s->binding_auth);
+		    (s->state == SESSION_BINDING && !s->binding_auth &&
+		     !session_is_tcp(s));
 
 	if (s->transaction != SESSION_NO_MAIL || mail)
 		session_abandon(s, plan);
@@ -343,6 +347,10 @@ static void admitted(struct session *s, const struct session_env *env,
 {
 	if (s->state != SESSION_GREETING)
 		return;
+	if (session_is_tcp(s)) {
+		session_tcp_open(s, env, plan);
+		return;
+	}
 	if (s->listener->greeting_delay_ms == 0) {
 		greet(s, env, plan);
 		return;
@@ -552,7 +560,7 @@ static void octets(struct session *s, const struct session_env *env,
 {
 	switch (s->state) {
 	case SESSION_GREETING:
-		if (ev->len > 0)
+		if (ev->len > 0 && !session_is_tcp(s))
 			early_talk(s, env, plan);
 		return;
 	case SESSION_COMMAND:
@@ -593,6 +601,7 @@ static void octets(struct session *s, const struct session_env *env,
 	case SESSION_BINDING:
 	case SESSION_HANDOVER:
 	case SESSION_FINAL:
+	case SESSION_RELAY:
 	case SESSION_STATES:
 		return;
 	}
@@ -608,7 +617,8 @@ bool session_wants(const struct session *s)
 {
 	switch (s->state) {
 	case SESSION_GREETING:
-		return s->listener->early_talkers != CONFIG_EARLY_OFF;
+		return s->listener->early_talkers != CONFIG_EARLY_OFF &&
+		       !session_is_tcp(s);
 	case SESSION_COMMAND:
 		return !s->resting;
 	case SESSION_AUTH:
@@ -626,6 +636,7 @@ bool session_wants(const struct session *s)
 	case SESSION_BINDING:
 	case SESSION_HANDOVER:
 	case SESSION_FINAL:
+	case SESSION_RELAY:
 	case SESSION_STATES:
 		break;
 	}
@@ -672,6 +683,7 @@ static void client_ended(struct session *s, const struct session_env *env,
 		else
 			abort_session(s, plan, reason);
 		return;
+	case SESSION_RELAY:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		return;
@@ -759,6 +771,7 @@ static void timed_out(struct session *s, const struct session_env *env,
 	case SESSION_MAIL:
 	case SESSION_DATA:
 	case SESSION_FINAL:
+	case SESSION_RELAY:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		s->deadline_ms = INT64_MAX; /* the backend's time runs */
@@ -771,6 +784,7 @@ static void timed_out(struct session *s, const struct session_env *env,
 static void drain(struct session *s, struct session_plan *plan)
 {
 	bool idle = s->state == SESSION_GREETING ||
+		    (s->state == SESSION_BINDING && session_is_tcp(s)) ||
 		    (s->state == SESSION_COMMAND &&
 		     s->transaction != SESSION_MAIL_OPEN);
 

@@ -30,6 +30,10 @@
  *	COMMAND -> HANDSHAKE (STARTTLS) -> COMMAND, of which nothing is known
  *	COMMAND -> BINDING (AUTH) -> AUTH -> COMMAND, perhaps as `authed`
  *
+ * and where its mode is tcp, it has no more to do than to find a backend:
+ *
+ *	GREETING -> BINDING -> RELAY
+ *
  * A session that is authed is pinned: the backend that said 235 stays bound to
  * the end of the session, MAIL goes to it and to no other, and its loss is the
  * session's end.  Whoever speaks in state AUTH says secrets: they are sent on
@@ -78,6 +82,7 @@ enum session_state {
 	SESSION_CHUNK,     /* the octets of a BDAT */
 	SESSION_HANDOVER,  /* slot = body: a backend gets what is held */
 	SESSION_FINAL,     /* the end of data was sent */
+	SESSION_RELAY,     /* mode = tcp: client and backend speak themselves */
 	SESSION_CLOSED,
 	SESSION_STATES,
 };
@@ -358,6 +363,21 @@ bool session_defer(struct session *s, const struct session_env *env);
  * Behind STARTTLS it makes the session forget what the client said in the
  * clear (RFC 3207, section 4.2), but not its mistakes.
  */
+
+/*
+ * mode = tcp.  In RELAY the session is told nothing, but what its worker has
+ * seen: something moved, and TIMEOUT is due wait_ms from now (or when the
+ * session is too long); so much mail went by; it is over, and text (NUL at
+ * its end, CRLF before it; may be NULL) is said before the close.  TIMEOUT
+ * there makes an empty plan: it is the worker's to end it.
+ */
+bool session_is_tcp(const struct session *s);
+void session_relay_moved(struct session *s, const struct session_env *env,
+			 int64_t wait_ms);
+void session_relay_count(struct session *s, unsigned transactions,
+			 unsigned messages);
+void session_relay_over(struct session *s, struct session_plan *plan,
+			enum stats_close reason, const char *text);
 
 /* Stress began or ended: deadlines of those who talk are drawn anew. */
 void session_stress(struct session *s, const struct session_env *env);

@@ -260,6 +260,15 @@ void session_leave(struct session *s, struct session_plan *plan);
 void session_say_mail(struct session *s, const struct session_env *env,
 		      struct session_plan *plan);
 
+/* ---- mode = tcp ---- */
+
+/* ADMITTED; a backend has greeted; none could be had. */
+void session_tcp_open(struct session *s, const struct session_env *env,
+		      struct session_plan *plan);
+void session_tcp_bound(struct session *s, const struct session_env *env,
+		       struct session_plan *plan);
+void session_tcp_failed(struct session *s, struct session_plan *plan);
+
 /* ---- bare_newline = bdat ---- */
 
 /* The reply to a chunk that was counted here. */

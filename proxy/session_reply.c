@@ -49,6 +49,10 @@ void session_no_backend(struct session *s, const struct session_env *env,
 		session_handover_failed(s, env, plan, stage, class, text);
 		return;
 	}
+	if (session_is_tcp(s)) {
+		session_tcp_failed(s, plan);
+		return;
+	}
 	if (s->binding_auth) {
 		session_auth_failed(s, env, plan);
 		return;
@@ -190,6 +194,10 @@ void session_bound(struct session *s, const struct session_env *env,
 		return;
 	}
 	assert(s->ahead == 0);
+	if (session_is_tcp(s)) {
+		session_tcp_bound(s, env, plan);
+		return;
+	}
 	if (s->state == SESSION_HANDOVER) {
 		session_replay(s, env, plan);
 		return;
@@ -211,6 +219,10 @@ static void pass_text(struct session *s, const struct session_env *env,
 
 	act->text = plan->scratch;
 	act->len = (size_t)n;
+	if (session_is_tcp(s)) {
+		session_finish(s, plan, STATS_CLOSE_BACKEND_CLOSED);
+		return;
+	}
 	session_spare_envelope(s, env);
 	session_end_message(s, plan, ev->stage, ev->class, code);
 	if (session_is_obeyed(ev)) {
@@ -383,6 +395,7 @@ static void lose(struct session *s, const struct session_env *env,
 	case SESSION_GREETING:
 	case SESSION_HANDSHAKE:
 	case SESSION_BINDING:
+	case SESSION_RELAY:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		return;
@@ -735,6 +748,7 @@ static bool is_in_step(const struct session *s, const struct session_event *ev)
 	case SESSION_GREETING:
 	case SESSION_HANDSHAKE:
 	case SESSION_BINDING:
+	case SESSION_RELAY:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		return false;

@@ -123,8 +123,10 @@ static inline void stats_add(_Atomic uint64_t *counter, uint64_t n)
 	CLOSE(UNAVAILABLE, unavailable, "refused: no backend for some time")   \
 	CLOSE(SATURATED, saturated, "refused: too many wait for a slot")       \
 	CLOSE(BACKEND_421, backend_421, "the backend's own 421 was relayed")   \
+	CLOSE(BACKEND_CLOSED, backend_closed,                                  \
+	      "mode = tcp: the backend ended the stream")                      \
 	CLOSE(BACKEND_LOST, backend_lost,                                      \
-	      "lost the backend that the client had logged in to")             \
+	      "lost the backend that the client was bound to")                 \
 	CLOSE(TLS, tls, "the TLS handshake failed, or the stream broke")       \
 	CLOSE(DRAIN, drain, "weir is shutting down")                           \
 	CLOSE(KILLED, killed,                                                  \

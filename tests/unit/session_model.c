@@ -622,6 +622,7 @@ static void check_rest(void)
 		assert_false(s->bound);
 		break;
 	case SESSION_GREETING:
+	case SESSION_RELAY:
 	case SESSION_STATES:
 		break;
 	}
@@ -1222,6 +1223,7 @@ static void random_sense(void)
 	case SESSION_DATA:
 	case SESSION_HANDOVER:
 	case SESSION_FINAL:
+	case SESSION_RELAY:
 	case SESSION_CLOSED:
 	case SESSION_STATES:
 		return;
