@@ -1,5 +1,6 @@
 #include <assert.h>
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "proxy/config.h"
@@ -348,5 +349,8 @@ bool bind_client(struct worker *w, struct client *c,
 		event->stage = BUSY_STAGE_EHLO;
 		event->class = BUSY_MISCONF;
 	}
+	if (verdict == BALANCER_ALL_OPEN || verdict == BALANCER_UNCHECKED)
+		(void)snprintf(c->refused, sizeof(c->refused), "relay_guard:%s",
+			       balancer_verdict_name(verdict));
 	return verdict == BALANCER_ALL_FULL && room_wait(w, c);
 }

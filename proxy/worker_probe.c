@@ -52,16 +52,34 @@ static void finish(struct worker *w, struct prober *p)
 	io_close(w->io, p->socket);
 }
 
+static void log_failure(struct worker *w, const struct backend_change *change,
+			const struct probe_report *report)
+{
+	work_log_begin(w, "probe");
+	log_word(&w->log, "backend", change->name);
+	log_word(&w->log, "outcome", probe_outcome_name(report->outcome));
+	log_word(&w->log, "step", probe_step_word(report->failed));
+	if (report->code != 0) {
+		log_number(&w->log, "code", report->code);
+		log_text(&w->log, "reply", report->text, report->text_len);
+	} else if (report->text_len > 0) {
+		log_text(&w->log, "tls_error", report->text, report->text_len);
+	}
+	if (report->error != 0)
+		log_word(&w->log, "error", strerror(report->error));
+	work_log(w, LOG_LEVEL_WARNING);
+}
+
 /* What else it found out. */
 static void log_news(struct worker *w, const struct prober *p,
-		     const struct backend_news *news)
+		     const struct backend_change *change)
 {
 	const struct probe_report *report = &p->probe.report;
-	const char *name = w->weir->farm->backends[p->slot.index].name;
+	const struct backend_news *news = &change->news;
 
 	if (news->relay_told) {
 		work_log_begin(w, "relay");
-		log_word(&w->log, "backend", name);
+		log_word(&w->log, "backend", change->name);
 		log_word(&w->log, "strangers", backend_relay_name(news->relay));
 		log_word(&w->log, "step", probe_step_word(report->relay_step));
 		if (report->relay_code != 0) {
@@ -75,7 +93,7 @@ static void log_news(struct worker *w, const struct prober *p,
 	}
 	if (news->cert_told) {
 		work_log_begin(w, "certificate");
-		log_word(&w->log, "backend", name);
+		log_word(&w->log, "backend", change->name);
 		log_number(&w->log, "days_left", news->cert_days);
 		work_log(w, LOG_LEVEL_WARNING);
 	}
@@ -90,28 +108,14 @@ static void conclude(struct worker *w, struct prober *p)
 	balancer_probe_done(w->weir->farm, &p->slot, report, w->now_ms,
 			    io_random(w->io), &change);
 	stats_add(&w->stats->probes, 1);
-	if (change.changed && report->outcome != PROBE_OK &&
-	    report->outcome != PROBE_ABANDONED) {
-		work_log_begin(w, "probe");
-		log_word(&w->log, "backend",
-			 w->weir->farm->backends[p->slot.index].name);
-		log_word(&w->log, "outcome",
-			 probe_outcome_name(report->outcome));
-		log_word(&w->log, "step", probe_step_word(report->failed));
-		if (report->code != 0) {
-			log_number(&w->log, "code", report->code);
-			log_text(&w->log, "reply", report->text,
-				 report->text_len);
-		} else if (report->text_len > 0) {
-			log_text(&w->log, "tls_error", report->text,
-				 report->text_len);
-		}
-		if (report->error != 0)
-			log_word(&w->log, "error", strerror(report->error));
-		work_log(w, LOG_LEVEL_WARNING);
-	}
+	/* TLS that failed where it is only tried changes nothing; but what
+	 * goes there goes in the clear now. */
+	if (report->tls_failed ||
+	    (change.changed && report->outcome != PROBE_OK &&
+	     report->outcome != PROBE_ABANDONED))
+		log_failure(w, &change, report);
 	work_log_change(w, &change);
-	log_news(w, p, &change.news);
+	log_news(w, p, &change);
 	p->busy = false;
 	assert(w->probing > 0);
 	w->probing--;
