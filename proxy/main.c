@@ -36,6 +36,7 @@ enum {
 	SEEN_WAIT_NS = 10000000,
 	PORT_WAIT_NS = 100000000,
 	PORT_TRIES = 20,
+	DAY_S = 86400, /* between looks at the certificates */
 };
 
 enum thread_state { STARTING, READY, FAILED, RUNNING, ENDED, LEAVING };
@@ -217,6 +218,19 @@ static void say_cert(struct logger *logger, const struct config *config,
 	(void)logger_write(logger, LOG_LEVEL_NOTICE, line.text, line.len);
 }
 
+/* Those that expire soon. */
+static void warn_certs(struct logger *logger, const struct config *config,
+		       struct tls_store *tls)
+{
+	struct config_report *warnings = config_report_new();
+
+	if (warnings == NULL)
+		return;
+	tls_store_warn(tls, config, wall_s(), warnings);
+	say_all(logger, config, LOG_LEVEL_WARNING, "tls", "warning", warnings);
+	config_report_free(&warnings);
+}
+
 static void say_certs(struct logger *logger, const struct config *config,
 		      struct tls_store *tls)
 {
@@ -237,23 +251,18 @@ static bool load_tls(struct weir *weir, const struct config *config,
 		     struct logger *logger)
 {
 	struct config_report *errors = config_report_new();
-	struct config_report *warnings = config_report_new();
-	bool serves = false;
+	bool serves;
 
-	if (errors != NULL && warnings != NULL) {
-		(void)tls_store_load(weir->tls, config, wall_s(), errors);
-		serves = tls_store_serves(weir->tls);
-		tls_store_warn(weir->tls, config, wall_s(), warnings);
-		say_all(logger, config, LOG_LEVEL_ERROR, "tls", "refused",
-			errors);
-		say_all(logger, config, LOG_LEVEL_WARNING, "tls", "warning",
-			warnings);
-		if (errors->count > 0 && serves)
-			say(logger, config, LOG_LEVEL_WARNING, "tls", "result",
-			    "what was in force before serves on");
-	}
+	if (errors == NULL)
+		return false;
+	(void)tls_store_load(weir->tls, config, wall_s(), errors);
+	serves = tls_store_serves(weir->tls);
+	say_all(logger, config, LOG_LEVEL_ERROR, "tls", "refused", errors);
+	if (errors->count > 0 && serves)
+		say(logger, config, LOG_LEVEL_WARNING, "tls", "result",
+		    "what was in force before serves on");
 	config_report_free(&errors);
-	config_report_free(&warnings);
+	warn_certs(logger, config, weir->tls);
 	return serves;
 }
 
@@ -629,10 +638,16 @@ static void serve(struct weir *weir, struct config **in_force,
 		  struct thread *threads, struct logger *logger,
 		  const char *path, const sigset_t *signals)
 {
+	const struct timespec day = { .tv_sec = DAY_S };
+
 	while (!all_ended(threads, weir->worker_count)) {
-		int sig = sigwaitinfo(signals, NULL);
+		int sig = sigtimedwait(signals, NULL, &day);
 
 		switch (sig) {
+		case -1:
+			if (errno == EAGAIN)
+				warn_certs(logger, *in_force, weir->tls);
+			break;
 		case SIGHUP:
 			if (!atomic_load(&weir->draining))
 				reload(weir, in_force, logger, path);
