@@ -172,6 +172,13 @@ bool session_counts_on(const struct session *s)
 	return !s->counting || s->swallow || s->due < most;
 }
 
+void session_resume_body(struct session *s, const struct session_env *env)
+{
+	assert(s->state == SESSION_BODY);
+	if (s->deadline_ms == INT64_MAX && session_counts_on(s))
+		session_await_body(s, env);
+}
+
 /*
  * The body's octets, n of them, as one chunk, in which nothing can end it.
  * The field that goes in front has one of its own or the first; so an owed CR
@@ -214,15 +221,14 @@ void session_counted_replied(struct session *s, const struct session_env *env,
 			     struct session_plan *plan)
 {
 	if (ev->code / 100 == 2) {
-		if (s->state == SESSION_BODY && s->deadline_ms == INT64_MAX)
-			session_await_body(s, env);
+		if (s->state == SESSION_BODY)
+			session_resume_body(s, env);
 		return;
 	}
 	if (s->state == SESSION_BODY) {
 		session_stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
 		session_note_reply(s, ev);
-		if (s->deadline_ms == INT64_MAX)
-			session_await_body(s, env);
+		session_resume_body(s, env);
 	} else if (!s->chunk_failed) {
 		/* The end was sent: its reply is what ends it. */
 		s->chunk_failed = true;

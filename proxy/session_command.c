@@ -315,7 +315,7 @@ static const char *data_refusal(const struct saying *c)
 		return "503 5.5.1 Say MAIL first\r\n";
 	if (c->cmd->syntax != SMTP_SYNTAX_OK)
 		return smtp_syntax_reply(c->cmd->syntax);
-	if (s->message.chunked)
+	if (s->message.chunked || s->chunk_failed)
 		return "503 5.5.1 DATA after BDAT\r\n"; /* RFC 3030, 2 */
 	if (s->body_type == SMTP_BODY_BINARYMIME)
 		return "503 5.5.1 BINARYMIME needs BDAT\r\n"; /* RFC 3030, 3 */

@@ -279,6 +279,9 @@ void session_counted_replied(struct session *s, const struct session_env *env,
 /* May another chunk of it be sent before a reply comes? */
 bool session_counts_on(const struct session *s);
 
+/* If it was the backend's turn in the body, it is the client's again. */
+void session_resume_body(struct session *s, const struct session_env *env);
+
 /* ---- slot = body ---- */
 
 /* DATA came, and no reply is due any more: answer it.  Counted, as well. */

@@ -300,8 +300,7 @@ static void refuse_rest(struct session *s, const struct session_env *env,
 			struct session_plan *plan, enum busy_class class)
 {
 	session_refuse_body(s, plan, class, SESSION_TEXT_LOST);
-	if (s->deadline_ms == INT64_MAX) /* it was the backend's turn */
-		session_await_body(s, env);
+	session_resume_body(s, env);
 }
 
 /* Between commands, or in the middle of some. */
@@ -811,6 +810,7 @@ void session_early(struct session *s, const struct session_env *env,
 	if (s->state == SESSION_BODY && !s->holding && ev->code >= 400) {
 		session_stop_body(s, plan, BUSY_STAGE_EOD, ev->class);
 		session_note_reply(s, ev);
+		session_resume_body(s, env);
 		return;
 	}
 	if (s->state == SESSION_FINAL && s->whole && ev->code >= 400) {

@@ -1202,6 +1202,8 @@ static void random_sense(void)
 	case SESSION_BODY:
 		if (w->s.holding && roll(3) == 0)
 			pass(1000);
+		else if (w->s.counting && roll(3) == 0)
+			model_feed("\n.\r", 3);
 		else if (roll(3) == 0)
 			model_feed("x\r\n", 3);
 		else
@@ -1285,4 +1287,61 @@ struct walked model_walk(const struct knobs *ways, size_t count, unsigned walks)
 	for (unsigned seed = 0; seed < walks; seed++)
 		walk_once(&ways[seed % count], seed, &all);
 	return all;
+}
+
+/* ---- tests/data/smuggling.tsv ---- */
+
+static size_t unescape(const char *from, size_t len, char *to)
+{
+	size_t n = 0;
+
+	for (size_t i = 0; i < len; i++) {
+		if (from[i] != '\\') {
+			to[n++] = from[i];
+			continue;
+		}
+		i++;
+		if (from[i] >= '0' && from[i] <= '3') {
+			to[n++] = (char)((from[i] - '0') * 64 +
+					 (from[i + 1] - '0') * 8 +
+					 (from[i + 2] - '0'));
+			i += 2;
+		} else {
+			to[n++] = "\r\n\t"[from[i] == 'r'   ? 0
+					   : from[i] == 'n' ? 1
+							    : 2];
+		}
+	}
+	return n;
+}
+
+unsigned model_vectors(void (*each)(const struct vector *v))
+{
+	FILE *file = fopen("tests/data/smuggling.tsv", "r");
+	char row[512], octets[128];
+	unsigned rows = 0;
+
+	assert_non_null(file);
+	while (fgets(row, sizeof(row), file) != NULL) {
+		const char *bytes = strchr(row, '\t');
+		const char *must = bytes ? strchr(bytes + 1, '\t') : NULL;
+		long number = strtol(row + 1, NULL, 10);
+		size_t len;
+
+		if (row[0] != 'V' || number > 22 || must == NULL)
+			continue;
+		len = unescape(bytes + 1, (size_t)(must - bytes - 1), octets);
+		row[3] = '\0';
+		each(&(struct vector){
+			.id = row,
+			.octets = { .kind = CLIENT,
+				    .text = octets,
+				    .len = len },
+			.ends = strncmp(must + 1, "end", 3) == 0,
+			.refused = strstr(must, "refuse the message") != NULL,
+		});
+		rows++;
+	}
+	assert_int_equal(fclose(file), 0);
+	return rows;
 }

@@ -332,6 +332,17 @@ struct walked {
 	uint64_t counts[STATS_COUNT];
 };
 
+/* One row of tests/data/smuggling.tsv. */
+struct vector {
+	const char *id;
+	struct move octets;
+	bool ends;    /* a body */
+	bool refused; /* whole, by bare_newline = reject */
+};
+
+/* Each of those that stand in a body.  Returns how many they are. */
+unsigned model_vectors(void (*each)(const struct vector *v));
+
 struct walked model_walk(const struct knobs *ways, size_t count,
 			 unsigned walks);
 
