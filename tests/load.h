@@ -180,6 +180,7 @@ struct load_stats {
 	uint64_t handshakes[2];  /* of TLS: full ones, and resumed ones */
 	const char *tls_version; /* of the last one; NULL: none was */
 	const char *tls_cipher;
+	const char *tls_group; /* of the key exchange */
 	uint64_t endings[LOAD_ENDINGS][LOAD_PHASES];
 	uint64_t codes[LOAD_PHASES][1000];
 	struct histogram times[LOAD_PHASES];

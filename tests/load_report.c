@@ -307,10 +307,12 @@ static void put_tls(const struct load *load, FILE *out)
 
 	if (st->tls_version == NULL)
 		return;
-	fprintf(out, "handshakes %llu full, %llu resumed (%.1f/s), %s, %s\n",
+	fprintf(out,
+		"handshakes %llu full, %llu resumed (%.1f/s), %s, %s, "
+		"%s\n",
 		ull(st->handshakes[0]), ull(st->handshakes[1]),
-		(double)all / seconds_of(load), st->tls_version,
-		st->tls_cipher);
+		(double)all / seconds_of(load), st->tls_version, st->tls_cipher,
+		st->tls_group);
 }
 
 void load_report_tables(const struct load *load, FILE *out)
@@ -487,9 +489,10 @@ void load_report_json(const struct load *load, FILE *out)
 	if (st->tls_version != NULL) {
 		fprintf(out,
 			", \"tls\": {\"full\": %llu, \"resumed\": %llu, "
-			"\"version\": \"%s\", \"cipher\": \"%s\"}",
+			"\"version\": \"%s\", \"cipher\": \"%s\", "
+			"\"group\": \"%s\"}",
 			ull(st->handshakes[0]), ull(st->handshakes[1]),
-			st->tls_version, st->tls_cipher);
+			st->tls_version, st->tls_cipher, st->tls_group);
 	}
 	json_times(st, out);
 	json_codes(st, out);

@@ -72,6 +72,15 @@ SSL *load_tls_new(struct load *load, int fd)
 	return ssl;
 }
 
+/* "" where there was none: an earlier session of TLS 1.2 goes on. */
+static const char *group_of(SSL *ssl)
+{
+	const char *name = SSL_group_to_name(
+		ssl, (int)SSL_get_negotiated_group(ssl));
+
+	return name == NULL ? "" : name;
+}
+
 void load_tls_count(struct load *load, SSL *ssl)
 {
 	struct load_stats *st = load->stats;
@@ -79,4 +88,5 @@ void load_tls_count(struct load *load, SSL *ssl)
 	st->handshakes[SSL_session_reused(ssl) == 1]++;
 	st->tls_version = SSL_get_version(ssl);
 	st->tls_cipher = SSL_get_cipher_name(ssl);
+	st->tls_group = group_of(ssl);
 }
