@@ -208,6 +208,8 @@ fuzz:
 bench: all
 	python3 tests/bench/run.py
 	python3 tests/bench/slots.py
+	python3 tests/bench/tls.py
+	python3 tests/bench/tcp.py
 HOURS ?= 1
 soak: all
 	python3 tests/bench/soak.py --hours $(HOURS)

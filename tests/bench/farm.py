@@ -8,6 +8,7 @@ import shutil
 import signal
 import smtplib
 import socket
+import ssl
 import subprocess
 import tempfile
 import threading
@@ -73,10 +74,22 @@ def wait_until(ask, what, patience=PATIENCE, step=0.05):
         time.sleep(step)
 
 
-def takes_mail(port):
-    """Whether the server at this port would take a message now."""
+def anybody():
+    """A TLS context that believes every certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def takes_mail(port, tls=False):
+    """Whether the server at this port would take a message now; tls: from
+    the first octet."""
     try:
-        with smtplib.SMTP("127.0.0.1", port, timeout=5) as client:
+        client = (smtplib.SMTP_SSL("127.0.0.1", port, timeout=5,
+                                   context=anybody()) if tls
+                  else smtplib.SMTP("127.0.0.1", port, timeout=5))
+        with client:
             client.ehlo("ready.test")
             taken = client.mail("a@ready.test")[0] == 250
             client.rset()
@@ -270,6 +283,7 @@ class Weir(Process):
         self.log = place.file(name + ".log")
         self.backend = backend
         self.sections = sections
+        self.tls = sections.get("listener", {}).get("tls") == "implicit"
         self.path = place.file(name + ".ini")
 
     def configure(self, without=None):
@@ -296,7 +310,7 @@ class Weir(Process):
         return [program("weir"), "-c", self.path]
 
     def ready(self):
-        return takes_mail(self.port)
+        return takes_mail(self.port, self.tls)
 
     def ctl(self, *words):
         done = subprocess.run(
@@ -313,13 +327,31 @@ class Weir(Process):
                        for part in iter(lambda: file.read(1 << 20), b""))
 
 
+# What Mozilla's generator writes for HAProxy, "intermediate": weir's defaults
+# come from there too.  With HAProxy's own, X25519 costs another round trip.
+INTERMEDIATE = (
+    "  ssl-default-bind-curves X25519:prime256v1:secp384r1\n"
+    "  ssl-default-bind-ciphers ECDHE-ECDSA-AES128-GCM-SHA256:"
+    "ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
+    "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:"
+    "ECDHE-RSA-CHACHA20-POLY1305\n"
+    "  ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256:"
+    "TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256\n"
+    "  ssl-default-bind-options ssl-min-ver TLSv1.2\n")
+
+
 class Haproxy(Process):
     """HAProxy, one thread, mode tcp, as one puts it before mail servers.
     With log: one line a session to a datagram socket that is drained.  With
-    slots: not more than so many sessions to each server, the others queue."""
+    slots: not more than so many sessions to each server, the others queue.
+    With cert: it terminates TLS.  With more: lines of the listener."""
 
-    def __init__(self, place, sink, name="haproxy", log=False, slots=0):
+    # pylint: disable-next=too-many-arguments
+    def __init__(self, place, sink, name="haproxy", log=False, slots=0,
+                 cert=None, more=()):
         super().__init__(place)
+        self.cert = cert
+        self.more = more
         self.slots = slots
         self.name = name
         self.sink = sink
@@ -335,17 +367,20 @@ class Haproxy(Process):
         queue = f"  timeout queue {QUEUE_S}s\n" if self.slots else ""
         log_to = f"  log {self.drain.path} local0\n" if self.drain else ""
         log_on = "  log global\n  option tcplog\n" if self.drain else ""
+        secure = INTERMEDIATE if self.cert else ""
+        tls = f" ssl crt {self.cert}" if self.cert else ""
         path = self.place.write(self.name + ".cfg", (
-            "global\n  nbthread 1\n  maxconn 8000\n" + log_to +
+            "global\n  nbthread 1\n  maxconn 8000\n" + secure + log_to +
             "defaults\n  mode tcp\n" + log_on +
             "  timeout connect 5s\n  timeout client 5m\n  timeout server 5m\n"
             + queue +
-            f"listen smtp\n  bind 127.0.0.1:{self.port}\n"
-            "  balance leastconn\n  option smtpchk EHLO mx.test\n" + servers))
+            f"listen smtp\n  bind 127.0.0.1:{self.port}{tls}\n"
+            "  balance leastconn\n  option smtpchk EHLO mx.test\n" +
+            "".join(f"  {line}\n" for line in self.more) + servers))
         return [shutil.which("haproxy"), "-db", "-f", path]
 
     def ready(self):
-        return takes_mail(self.port)
+        return takes_mail(self.port, bool(self.cert))
 
     def log_lines(self):
         return self.drain.lines if self.drain else 0
@@ -475,6 +510,10 @@ class Load:
     def stop(self):
         """Let it begin nothing new; its sessions end as they are."""
         self.child.send_signal(signal.SIGINT)
+
+    def forget(self):
+        """Its times shall be those from now on."""
+        self.child.send_signal(signal.SIGUSR1)
 
     def cut(self):
         """End it at once.  Its report."""

@@ -46,6 +46,29 @@ class Metric:
         self.text = text
 
 
+class Goal:
+    """A bar, and the number that is held against it."""
+
+    def __init__(self, text, unit, value, bar, at_least):
+        self.text = text
+        self.unit = unit
+        self.value = value
+        self.bar = bar
+        self.at_least = at_least
+
+    def is_met(self):
+        if self.value is None:
+            return False
+        return (self.value >= self.bar if self.at_least
+                else self.value <= self.bar)
+
+    def line(self):
+        got = "none" if self.value is None else f"{self.value:.3g}{self.unit}"
+        word = "at least" if self.at_least else "at most"
+        return (f"    {'met   ' if self.is_met() else 'MISSED'}  {self.text}: "
+                f"{got} ({word} {self.bar:g}{self.unit})")
+
+
 METRICS = [
     Metric("cpu_session", "ms", 4,
            "CPU a session: one message of 4 KB"),
@@ -71,13 +94,21 @@ METRICS = [
 
 
 class Bench:
+    """Loads through all peers, in rounds.  Its heirs have other peers, other
+    loads, other metrics."""
+
+    metrics = METRICS
+    pairs = PAIRS
+    sink_settings = ""
+    client = ()  # of every load
+
     def __init__(self, options, place):
         self.options = options
         self.place = place
         self.files = farm.raise_limits()
-        self.sink = farm.Sink(place, MTAS)
+        self.sink = farm.Sink(place, MTAS, self.sink_settings)
         self.peers = {}
-        self.values = {metric.name: {} for metric in METRICS}
+        self.values = {metric.name: {} for metric in self.metrics}
         self.passed = 0
         self.failures = []
         self.sessions = {}
@@ -103,7 +134,8 @@ class Bench:
             admission={"max_sessions": 8000, "max_per_source": 0},
             health={"interval": "1s", "rise": 1})
 
-    def start(self):
+    def names(self):
+        """Of the peers that there are."""
         names = ["weir", "weir-quiet"]
         if shutil.which("haproxy"):
             names += ["haproxy", "haproxy-log"]
@@ -114,6 +146,10 @@ class Bench:
         else:
             print("nginx with its stream module is not installed: "
                   "left out")
+        return names
+
+    def start(self):
+        names = self.names()
         self.sink.start()
         for name in names:
             self.peers[name] = self.make(name).start()
@@ -136,7 +172,12 @@ class Bench:
     def through(self, what, port, *options):
         """weir-load's report; what it was told arrived did arrive."""
         before = self.sink.stats()
-        report = farm.load(port, *options)
+        report = farm.load(port, *self.client, *options)
+        self.arrived(what, before, report)
+        return report
+
+    def arrived(self, what, before, report):
+        """All of it, once, and no session failed."""
         self.sink.settle()
         after = self.sink.stats()
         stored = after["stored"] - before["stored"]
@@ -149,7 +190,6 @@ class Bench:
         failed = report["sessions"]["failed"]
         self.check(what, failed == 0, f"{failed} sessions failed: "
                    f"{report['endings']} {report['refusals'][:3]}")
-        return report
 
     def measured(self, name, what, *options):
         """CPU seconds of the peer, and weir-load's report."""
@@ -243,11 +283,10 @@ class Bench:
             peer.stop(2)
             self.sink.settle()
 
-    @staticmethod
-    def more_idle(crowd, peer):
+    def more_idle(self, crowd, peer):
         # pylint: disable-next=consider-using-with
         crowd.append(subprocess.Popen(
-            farm.load_argv(peer.port, "--idle", str(IDLE_STEP),
+            farm.load_argv(peer.port, *self.client, "--idle", str(IDLE_STEP),
                            "--duration", "10m", "--sources", "200"),
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL))
@@ -255,15 +294,21 @@ class Bench:
         farm.wait_until(lambda: farm.established(peer.port) >= want,
                         f"{want} idle clients are connected to {peer.name}")
 
+    def works(self):
+        return {"session": self.do_session, "plain": self.do_plain,
+                "kept": self.do_kept, "bulk": self.do_bulk,
+                "idle": self.do_idle, "latency": self.do_latency}
+
     def jobs(self):
-        works = {"session": self.do_session, "plain": self.do_plain,
-                 "kept": self.do_kept, "bulk": self.do_bulk,
-                 "idle": self.do_idle, "latency": self.do_latency}
-        for word, work in works.items():
+        for word, work in self.works().items():
             if self.options.only and word not in self.options.only:
                 continue
             for name in (self.peers if word != "latency" else ["all"]):
                 yield word, name, work
+
+    def goals(self):
+        """What came out against what was wanted: nothing here."""
+        return []
 
     def run(self):
         for name, peer in self.peers.items():  # page faults, pools, caches
@@ -302,6 +347,20 @@ def ratios(values, one, other):
     return [a / b for a, b in pairs]
 
 
+def middle(values, metric, name):
+    """The median of what a peer had, or None."""
+    found = values[metric].get(name, [])
+    return statistics.median(found) if found else None
+
+
+def ratio(values, metric, one, other, of=None):
+    """The median of the ratios within each round, or None."""
+    found = [a / b for a, b in zip(values[metric].get(one, []),
+                                   values[of or metric].get(other, []))
+             if b > 0]
+    return statistics.median(found) if found else None
+
+
 def number(value, digits):
     return f"{value:.{digits}f}"
 
@@ -322,9 +381,9 @@ def print_values(values, metrics):
             print(f"    {name:16} {three(numbers, metric.digits)}")
 
 
-def print_ratios(values):
-    for one, other, text in PAIRS:
-        rows = [(m, ratios(values[m.name], one, other)) for m in METRICS]
+def print_ratios(values, metrics, pairs):
+    for one, other, text in pairs:
+        rows = [(m, ratios(values[m.name], one, other)) for m in metrics]
         rows = [(m, found) for m, found in rows if found]
         if not rows:
             continue
@@ -375,18 +434,19 @@ def machine():
             "kernel": platform.release()}
 
 
-def arguments():
-    parser = argparse.ArgumentParser(
-        description="weir against HAProxy, in one run, on this machine")
+WORDS = ("session", "plain", "kept", "bulk", "idle", "latency")
+
+
+def arguments(description="weir against HAProxy, in one run, on this machine",
+              words=WORDS):
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument("--quick", action="store_true",
                         help="a fifth of the load, 2 rounds unless told: "
                         "shows that it works, not how fast")
     parser.add_argument("--only", action="append", metavar="WORD",
-                        choices=["session", "plain", "kept", "bulk", "idle",
-                                 "latency"],
-                        help="session, plain, kept, bulk, idle or latency; "
-                        "may be repeated")
+                        choices=words, help=", ".join(words) +
+                        "; may be repeated")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--keep", action="store_true",
                         help="keep configurations and logs")
@@ -398,7 +458,7 @@ def arguments():
     return options
 
 
-def measure(options):
+def measure(options, kind=Bench):
     facts = {"date": datetime.datetime.now(datetime.timezone.utc)
              .strftime("%Y-%m-%d %H:%M UTC"),
              "machine": machine(), "versions": versions(),
@@ -413,7 +473,7 @@ def measure(options):
     for line in facts["versions"].values():
         print("   ", line)
     with farm.Place(options.keep) as place:
-        bench = Bench(options, place)
+        bench = kind(options, place)
         try:
             bench.start()
             facts["log_lines_a_session"] = bench.run()
@@ -421,12 +481,16 @@ def measure(options):
             bench.stop()
     facts.update(
         metrics={m.name: {"text": m.text, "unit": m.unit,
-                          "values": bench.values[m.name]} for m in METRICS},
+                          "values": bench.values[m.name]}
+                 for m in kind.metrics},
         ratios={f"{a}/{b}": {m.name: ratios(bench.values[m.name], a, b)
-                             for m in METRICS} for a, b, _ in PAIRS},
+                             for m in kind.metrics}
+                for a, b, _ in kind.pairs},
+        goals=[{"text": g.text, "value": g.value, "bar": g.bar,
+                "met": g.is_met()} for g in bench.goals()],
         idle_clients=bench.idle, load_average_after=os.getloadavg()[0],
         passed=bench.passed, failures=bench.failures)
-    show(facts)
+    show(facts, bench)
     return facts
 
 
@@ -452,14 +516,18 @@ def run(options, take):
     return 1 if facts["failures"] else 0
 
 
-def show(facts):
-    values = {name: m["values"] for name, m in facts["metrics"].items()}
-    print_values(values, METRICS)
+def show(facts, bench):
+    print_values(bench.values, bench.metrics)
     print("\nlog lines a session: " +
           ", ".join(f"{name} {lines:.2f}" for name, lines in
                     facts["log_lines_a_session"].items()) +
           f"; idle clients: {facts['idle_clients']}")
-    print_ratios(values)
+    print_ratios(bench.values, bench.metrics, bench.pairs)
+    goals = bench.goals()
+    if goals:
+        print("\nGoals, of the medians\n")
+    for goal in goals:
+        print(goal.line())
 
 
 if __name__ == "__main__":

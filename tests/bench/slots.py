@@ -58,29 +58,6 @@ METRICS = [run.Metric(*metric) for metric in (
 )]
 
 
-class Goal:
-    """A bar, and the number that is held against it."""
-
-    def __init__(self, text, unit, value, bar, at_least):
-        self.text = text
-        self.unit = unit
-        self.value = value
-        self.bar = bar
-        self.at_least = at_least
-
-    def is_met(self):
-        if self.value is None:
-            return False
-        return (self.value >= self.bar if self.at_least
-                else self.value <= self.bar)
-
-    def line(self):
-        got = "none" if self.value is None else f"{self.value:.3g}{self.unit}"
-        word = "at least" if self.at_least else "at most"
-        return (f"    {'met   ' if self.is_met() else 'MISSED'}  {self.text}: "
-                f"{got} ({word} {self.bar:g}{self.unit})")
-
-
 class Slots:
     def __init__(self, options, place):
         self.options = options
@@ -378,15 +355,10 @@ class Slots:
     # --- what came out ---
 
     def middle(self, metric, name):
-        numbers = sorted(self.values[metric].get(name, []))
-        return numbers[len(numbers) // 2] if numbers else None
+        return run.middle(self.values, metric, name)
 
     def ratio(self, metric, one, other, of=None):
-        """The median of the ratios within each round."""
-        found = sorted(a / b for a, b in zip(
-            self.values[metric].get(one, []),
-            self.values[of or metric].get(other, [])) if b > 0)
-        return found[len(found) // 2] if found else None
+        return run.ratio(self.values, metric, one, other, of)
 
     def goals(self):
         goals = []
@@ -394,33 +366,34 @@ class Slots:
             for name in ("weir", "weir-auto"):
                 wait = self.middle("fair_wait", name)
                 goals += [
-                    Goal(f"fairness, {name}: polite messages without a 4xx",
-                         " %", self.middle("fair_share", name), 99, True),
-                    Goal(f"fairness, {name}: p99 wait", " s",
-                         wait if wait is None else wait / 1e3, 2, False)]
+                    run.Goal(f"fairness, {name}: polite messages without a "
+                             "4xx", " %", self.middle("fair_share", name),
+                             99, True),
+                    run.Goal(f"fairness, {name}: p99 wait", " s",
+                             wait if wait is None else wait / 1e3, 2, False)]
         if "slow" in self.options.only:
             goals += [
-                Goal("slow senders: messages, weir-body / haproxy", " x",
-                     self.ratio("slow_rate", "weir-body", "haproxy"), 20,
-                     True),
-                Goal("slow senders: fast ones' p99, weir-body, beside them / "
-                     "alone", " x",
-                     self.ratio("slow_fast_p99", "weir-body", "weir-body",
-                                "slow_alone_p99"), 2, False)]
+                run.Goal("slow senders: messages, weir-body / haproxy", " x",
+                         self.ratio("slow_rate", "weir-body", "haproxy"), 20,
+                         True),
+                run.Goal("slow senders: fast ones' p99, weir-body, beside "
+                         "them / alone", " x",
+                         self.ratio("slow_fast_p99", "weir-body", "weir-body",
+                                    "slow_alone_p99"), 2, False)]
         if "churn" in self.options.only:
             goals += [
-                Goal("churn: backend connections a message, weir-reuse", "",
-                     self.middle("churn_connections", "weir-reuse"), 0.1,
-                     False),
-                Goal("churn: CPU a session, weir-reuse / haproxy", " x",
-                     self.ratio("churn_cpu", "weir-reuse", "haproxy"), 0.6,
-                     False),
-                Goal("churn: session's p50, weir-reuse / direct", " x",
-                     self.ratio("churn_p50", "weir-reuse", "direct"), 1,
-                     False),
-                Goal("churn: session's p99, weir-reuse / direct", " x",
-                     self.ratio("churn_p99", "weir-reuse", "direct"), 1,
-                     False)]
+                run.Goal("churn: backend connections a message, weir-reuse",
+                         "", self.middle("churn_connections", "weir-reuse"),
+                         0.1, False),
+                run.Goal("churn: CPU a session, weir-reuse / haproxy", " x",
+                         self.ratio("churn_cpu", "weir-reuse", "haproxy"),
+                         0.6, False),
+                run.Goal("churn: session's p50, weir-reuse / direct", " x",
+                         self.ratio("churn_p50", "weir-reuse", "direct"), 1,
+                         False),
+                run.Goal("churn: session's p99, weir-reuse / direct", " x",
+                         self.ratio("churn_p99", "weir-reuse", "direct"), 1,
+                         False)]
         # With --peer there may be nothing to compare with.
         return [g for g in goals
                 if g.value is not None or not self.options.peer]
