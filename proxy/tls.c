@@ -1,6 +1,7 @@
 #include "proxy/tls.h"
 
 #include <assert.h>
+#include <malloc.h>
 #include <openssl/err.h>
 #include <openssl/x509v3.h>
 #include <stdarg.h>
@@ -527,4 +528,9 @@ void tls_session_free(struct tls_session **session)
 		return;
 	SSL_SESSION_free(old->ssl);
 	OPENSSL_free(old);
+}
+
+void tls_trim(void)
+{
+	(void)malloc_trim(0);
 }

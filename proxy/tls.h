@@ -155,4 +155,11 @@ void tls_describe(const struct tls *t, struct tls_info *info);
 struct tls_session *tls_take_session(struct tls *t);
 void tls_session_free(struct tls_session **session);
 
+/*
+ * A handshake takes some 60 KiB for a moment, and leaves them as holes in the
+ * heap between what stays: give those back to the system.  It looks through
+ * the whole heap, which takes milliseconds: for quiet times.
+ */
+void tls_trim(void);
+
 #endif

@@ -81,8 +81,10 @@ enum {
 	WORK_SAY_AGAIN_MS = 1000,
 	/* After a refused session above a limit, the first time. */
 	WORK_RETRY_MS = 500,
-	/* Between looks at the age of the keys of session tickets. */
-	WORK_ROTATE_MS = 10000,
+	/* Between looks at what TLS leaves behind, and so many handshakes
+	 * leave enough of it to be worth a look through the heap. */
+	WORK_TIDY_MS = 5000,
+	WORK_TIDY_HANDSHAKES = 200,
 };
 
 /*
@@ -299,7 +301,10 @@ struct worker {
 	struct work loud;
 	/* List head: clients whose handshakes wait, the longest first. */
 	struct work costly;
-	int64_t rotate_ms;   /* worker 0: when to look at the ticket keys */
+	/* Worker 0: when to tidy up after TLS, and the handshakes made by the
+	 * last time, and by the last time that the heap was trimmed. */
+	int64_t tidy_ms;
+	uint64_t made_before, made_tidy;
 	unsigned handshakes; /* that may be made yet in this turn */
 	/* What was agreed on with each backend, to be resumed; or NULL. */
 	struct tls_session *resumable[FARM_BACKENDS_MAX];
@@ -416,6 +421,12 @@ void secure_flush(struct worker *w, struct work_tls *t, struct work_queue *out,
 void secure_turn(struct worker *w);
 bool secure_is_behind(const struct worker *w);
 void work_unqueue_costly(struct work *work);
+
+/*
+ * Worker 0, now and then: the keys of tickets grow old, and after a crowd of
+ * handshakes memory goes back to the system.
+ */
+void secure_tidy(struct worker *w);
 
 /* "TLSv1.3", in static storage; NULL: there is no TLS. */
 const char *secure_version(const struct work_tls *t);

@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 
 #include "proxy/config.h"
-#include "proxy/tls_store.h"
 #include "proxy/work.h"
 
 enum {
@@ -552,10 +551,9 @@ static void deal(struct worker *w)
 		fire(w, timer);
 	if (w->index == 0 && !w->draining)
 		probe_turn(w);
-	if (w->index == 0 && w->weir->tls != NULL &&
-	    w->now_ms >= w->rotate_ms) {
-		w->rotate_ms = w->now_ms + WORK_ROTATE_MS;
-		(void)tls_store_rotate(w->weir->tls, io_wall_ms(w->io) / 1000);
+	if (w->index == 0 && w->weir->tls != NULL && w->now_ms >= w->tidy_ms) {
+		w->tidy_ms = w->now_ms + WORK_TIDY_MS;
+		secure_tidy(w);
 	}
 }
 

@@ -127,7 +127,8 @@ static void flush(struct worker *w, struct prober *p)
 	uint64_t octets = 0;
 
 	if (p->tls.codec != NULL)
-		secure_flush(w, &p->tls, &p->out, p->socket, false);
+		secure_flush(w, &p->tls, &p->out, p->socket,
+			     p->probe.step == PROBE_STEP_QUIT);
 	else
 		work_queue_flush(w, &p->out, p->socket, &octets);
 }

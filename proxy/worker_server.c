@@ -191,7 +191,9 @@ void server_flush(struct worker *w, struct server *v)
 		return;
 	if (v->tls.codec != NULL) {
 		octets = io_unsent(w->io, v->socket);
-		secure_flush(w, &v->tls, &v->out, v->socket, false);
+		/* Some wait for close_notify before they close. */
+		secure_flush(w, &v->tls, &v->out, v->socket,
+			     v->upstream.state == UPSTREAM_QUITTING);
 		octets = io_unsent(w->io, v->socket) - octets;
 	} else {
 		work_queue_flush(w, &v->out, v->socket, &octets);

@@ -92,6 +92,34 @@ static bool must_wait(const struct worker *w, const struct work *work,
 	       t->wire.first != NULL && tls_is_costly(t->codec);
 }
 
+/* Handshakes with clients and backends, of all workers, since the start. */
+static uint64_t handshakes_made(const struct weir *weir)
+{
+	uint64_t made = 0;
+
+	for (unsigned i = 0; i < weir->worker_count; i++) {
+		const struct stats *s = &weir->stats[i];
+
+		made += s->tls_full + s->tls_resumed + s->tls_failed +
+			s->backend_tls_full + s->backend_tls_resumed;
+	}
+	return made;
+}
+
+void secure_tidy(struct worker *w)
+{
+	uint64_t made = handshakes_made(w->weir);
+	bool quiet = made - w->made_before < WORK_TIDY_HANDSHAKES;
+
+	assert(w->index == 0);
+	w->made_before = made;
+	(void)tls_store_rotate(w->weir->tls, io_wall_ms(w->io) / 1000);
+	if (!quiet || made - w->made_tidy < WORK_TIDY_HANDSHAKES)
+		return;
+	w->made_tidy = made;
+	tls_trim();
+}
+
 /* ---- in ---- */
 
 /* One call of the codec.  False: nothing came of it. */
