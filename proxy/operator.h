@@ -53,6 +53,7 @@ struct control {
 	/* Too large for the stack; one command is dealt with at a time. */
 	struct control_order order;
 	struct config_backend backend;
+	char error[WEIR_BACKEND_ERROR_SIZE];
 	struct admission_row sources[OPERATOR_SOURCES_MAX];
 	struct admission_ban bans[ADMISSION_BANS_MAX];
 };

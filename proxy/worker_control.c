@@ -329,8 +329,8 @@ static void add_backend(struct worker *w, const struct control_order *order,
 			struct reply *reply)
 {
 	struct config_backend *backend = &control_of(w)->backend;
+	char *error = control_of(w)->error;
 	char address[BACKEND_ADDRESS_MAX];
-	char error[WEIR_BACKEND_ERROR_SIZE];
 
 	if (!read_backend(w, backend, order, reply))
 		return;
