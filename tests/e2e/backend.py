@@ -5,9 +5,13 @@ Peer that plays the server's side, in a thread of its own.  It writes down
 what it saw, and the messages it took.
 """
 
+import collections
 import socket
 import ssl
 import threading
+
+
+Secured = collections.namedtuple("Secured", "version resumed cert")
 
 
 class Peer:
@@ -24,7 +28,7 @@ class Peer:
         self.ended = ""        # "fin", "rst" or "" while it lasts
         self.banner_sent = False
         self.left = False      # no longer one of the open ones
-        self.secured = None    # the TLS socket, once there is one
+        self.secured = None    # a Secured, after a handshake
         self.clear = []        # the commands that came before TLS
 
     def send(self, text):
@@ -71,8 +75,9 @@ class Peer:
         """The server's side of a handshake; what was said is forgotten."""
         self.clear, self.lines = self.lines, []
         self.buffer = b""
-        self.sock = self.secured = context.wrap_socket(
-            self.sock, server_side=True)
+        self.sock = context.wrap_socket(self.sock, server_side=True)
+        self.secured = Secured(self.sock.version(), self.sock.session_reused,
+                               self.sock.getpeercert())
 
     def reset(self):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,

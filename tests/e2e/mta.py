@@ -254,6 +254,7 @@ class PostfixOut(Postfix):
 
     def __init__(self, to_port, level="encrypt", wrapped=False,
                  source="127.0.3.7", more=None):
+        self.source = source
         super().__init__(
             mynetworks="127.0.0.0/8", domains="",
             relayhost=f"[127.0.0.1]:{to_port}",
@@ -369,6 +370,7 @@ class EximOut(Exim):
     def __init__(self, to_port, wrapped=False, tls=True, source="127.0.3.8",
                  sni="mx.test"):
         super().__init__(relay_from="127.0.0.0/8")
+        self.source = source
         self.to_port = to_port
         self.options = [f"interface = {source}",
                         "helo_data = exim-out.test", "hosts_try_dane ="]

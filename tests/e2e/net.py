@@ -54,27 +54,37 @@ class Host:
 
     def listen(self, address, backlog=1024):
         """A socket that listens over there, for a Backend over here."""
-        box = []
-
         def work():
-            libc = ctypes.CDLL(None, use_errno=True)
-            fd = os.open("/run/netns/" + self.name, os.O_RDONLY)
-            try:
-                if libc.setns(fd, CLONE_NEWNET):
-                    box.append(OSError(ctypes.get_errno(), "setns"))
-                    return
-            finally:
-                os.close(fd)
             sock = socket.socket(socket.AF_INET6 if ":" in address
                                  else socket.AF_INET)
             sock.bind((address, 0))
             sock.listen(backlog)
-            box.append(sock)
+            return sock
+        return self.inside(work)
 
-        thread = threading.Thread(target=work)
+    def inside(self, work):
+        """What work() returns, called over there: its sockets stay."""
+        box = []
+
+        def enter():
+            libc = ctypes.CDLL(None, use_errno=True)
+            fd = os.open("/run/netns/" + self.name, os.O_RDONLY)
+            try:
+                if libc.setns(fd, CLONE_NEWNET):
+                    raise OSError(ctypes.get_errno(), "setns")
+            finally:
+                os.close(fd)
+            return work()
+
+        def catch():
+            try:
+                box.append(enter())
+            except Exception as error:  # for who waits for us
+                box.append(error)
+        thread = threading.Thread(target=catch)
         thread.start()
         thread.join()
-        if isinstance(box[0], OSError):
+        if isinstance(box[0], Exception):
             raise box[0]
         return box[0]
 

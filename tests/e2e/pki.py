@@ -130,6 +130,7 @@ class Authority:
             f"subjectAltName = {alternatives}\nbasicConstraints = CA:FALSE\n"
             f"extendedKeyUsage = {use}Auth\n"
             "keyUsage = digitalSignature\n"
+            "authorityInfoAccess = OCSP;URI:http://ocsp.test/\n"
             "subjectKeyIdentifier = hash\nauthorityKeyIdentifier = keyid\n"))
         when = (["-days", str(days)] if days else
                 ["-startdate", "20200101000000Z",
