@@ -46,7 +46,8 @@ enum work_kind {
 struct work {
 	enum work_kind kind;
 	struct timer timer;
-	struct work *next_loud, *prev_loud; /* in worker.loud, or NULL */
+	/* In worker.loud or .again, or NULL. */
+	struct work *next_loud, *prev_loud;
 	/* In worker.costly: its handshake waits for a later turn. */
 	struct work *next_costly, *prev_costly;
 };
@@ -85,6 +86,8 @@ enum {
 	 * leave enough of it to be worth a look through the heap. */
 	WORK_TIDY_MS = 5000,
 	WORK_TIDY_HANDSHAKES = 200,
+	/* For who is refused, to come to where it can read that. */
+	WORK_REFUSED_TLS_MS = 5000,
 };
 
 /*
@@ -195,6 +198,7 @@ struct server {
 	struct server *next, *prev; /* in .lingering, .kept, .free_servers */
 	struct balancer_slot slot;
 	enum backend_identity identity; /* the backend's, at the connect */
+	enum backend_tls tls_wanted;    /* likewise */
 	struct work_queue in, out;
 	struct work_tls tls;
 	bool secured; /* its handshake is done */
@@ -299,6 +303,9 @@ struct worker {
 	 * came together leaves in one send.
 	 */
 	struct work loud;
+	/* List head, by the same links: clients and servers that found no
+	 * buffer for their TLS, and try again in the next turn. */
+	struct work again;
 	/* List head: clients whose handshakes wait, the longest first. */
 	struct work costly;
 	/* Worker 0: when to tidy up after TLS, and the handshakes made by the
@@ -356,6 +363,8 @@ void work_queue_flush(struct worker *w, struct work_queue *q, io_handle socket,
 
 /* What this client or server has to say is sent before the turn ends. */
 void work_speak_up(struct worker *w, struct work *work);
+/* It lacked a buffer: go on with it in the next turn. */
+void work_come_again(struct worker *w, struct work *work);
 void work_hush(struct work *work);
 
 /* A backend was taken out of service: tell all workers. */
@@ -519,6 +528,9 @@ void server_log_shortage(struct worker *w, const struct server *v, int error);
 
 void server_quit(struct worker *w, struct server *v);
 void server_reset(struct worker *w, struct server *v);
+
+/* There may be buffers now. */
+void server_resume(struct worker *w, struct server *v);
 
 void server_event(struct worker *w, struct server *v,
 		  const struct io_event *ev);

@@ -52,14 +52,25 @@ bool work_is_shortage(int error)
 
 /* ---- who has something to send ---- */
 
+static void list_last(struct work *head, struct work *work)
+{
+	work->next_loud = head;
+	work->prev_loud = head->prev_loud;
+	work->prev_loud->next_loud = work;
+	head->prev_loud = work;
+}
+
 void work_speak_up(struct worker *w, struct work *work)
 {
-	if (work->next_loud != NULL)
-		return;
-	work->next_loud = &w->loud;
-	work->prev_loud = w->loud.prev_loud;
-	work->prev_loud->next_loud = work;
-	w->loud.prev_loud = work;
+	if (work->next_loud == NULL)
+		list_last(&w->loud, work);
+}
+
+void work_come_again(struct worker *w, struct work *work)
+{
+	assert(work->kind != WORK_PROBE);
+	work_hush(work);
+	list_last(&w->again, work);
 }
 
 void work_hush(struct work *work)
@@ -81,6 +92,26 @@ static void flush_loud(struct worker *w)
 			client_flush(w, (struct client *)work);
 		else
 			server_flush(w, (struct server *)work);
+	}
+}
+
+/* Those who lacked a buffer in the turn before, each once. */
+static void try_again(struct worker *w)
+{
+	struct work now = w->again;
+
+	if (w->again.next_loud == &w->again)
+		return;
+	now.next_loud->prev_loud = now.prev_loud->next_loud = &now;
+	w->again.next_loud = w->again.prev_loud = &w->again;
+	while (now.next_loud != &now) {
+		struct work *work = now.next_loud;
+
+		work_hush(work);
+		if (work->kind == WORK_CLIENT)
+			client_resume(w, (struct client *)work);
+		else
+			server_resume(w, (struct server *)work);
 	}
 }
 
@@ -139,6 +170,7 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 	w->kept.next = w->kept.prev = &w->kept;
 	w->holders.next_holder = w->holders.prev_holder = &w->holders;
 	w->loud.next_loud = w->loud.prev_loud = &w->loud;
+	w->again.next_loud = w->again.prev_loud = &w->again;
 	w->costly.next_costly = w->costly.prev_costly = &w->costly;
 	if (w->index == 0) {
 		w->probers = table(FARM_BACKENDS_MAX, sizeof(*w->probers),
@@ -511,7 +543,8 @@ static int64_t next_deadline(const struct worker *w)
 	if (w->more || secure_is_behind(w))
 		return 0; /* something is left of the last turn */
 	/* Whoever holds buffers is heard of sooner or later; but if not. */
-	if (w->hungry != NULL && w->now_ms + TIMER_TICK_MS < at_ms)
+	if ((w->hungry != NULL || w->again.next_loud != &w->again) &&
+	    w->now_ms + TIMER_TICK_MS < at_ms)
 		at_ms = w->now_ms + TIMER_TICK_MS;
 	if (w->index == 0 && !w->draining) {
 		int64_t due_ms = balancer_due_ms(w->weir->farm);
@@ -539,6 +572,7 @@ static void deal(struct worker *w)
 
 	w->more = false;
 	secure_turn(w);
+	try_again(w);
 	for (unsigned n = 0; io_next(w->io, &ev);) {
 		dispatch(w, &ev);
 		if (++n >= EVENTS_PER_TURN) {

@@ -33,12 +33,16 @@ static bool is_idle(const struct server *v)
 }
 
 /*
- * Was the backend told of its client as it wants to be now?  What is said
- * with each message can change; what was said once for the connection cannot.
+ * Was the backend told of its client as it wants to be now, and is there as
+ * much TLS as it wants?  What is said with each message can change; what was
+ * agreed on once for the connection cannot.
  */
 static bool is_told_right(struct worker *w, const struct server *v)
 {
 	enum backend_identity now = backend_identity(server_backend(w, v));
+
+	if (v->tls_wanted < backend_tls(server_backend(w, v)))
+		return false;
 
 	return v->identity == now || (!backend_identity_binds(v->identity) &&
 				      !backend_identity_binds(now));

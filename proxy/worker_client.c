@@ -424,8 +424,10 @@ static bool perform(struct worker *w, struct client *c,
 			part(w, c, act->what);
 			break;
 		case SESSION_DO_STARTTLS:
-			/* When this reply is out, and not before. */
+			/* When this reply is out, and not before.  No backend
+			 * was told of TLS yet. */
 			c->tls_due = true;
+			part(w, c, SESSION_DO_QUIT);
 			break;
 		case SESSION_DO_LOG:
 			log_message(w, c);
@@ -730,7 +732,7 @@ static void send_queued(struct worker *w, struct client *c)
 		octets = io_unsent(w->io, c->socket) - octets;
 		if (io_unsent(w->io, c->socket) == 0 &&
 		    secure_is_loud(&c->tls, &c->out))
-			client_go_hungry(w, c); /* no buffer was left */
+			work_come_again(w, &c->work); /* no buffer was left */
 	} else {
 		work_queue_flush(w, &c->out, c->socket, &octets);
 	}
@@ -979,6 +981,16 @@ static void welcome(struct worker *w, struct client *c)
 	(void)tell(w, c, &admitted);
 }
 
+/* Who is refused counts nowhere, and must not stay for long. */
+static int64_t handshake_ms(struct worker *w, const struct client *c)
+{
+	int64_t most_ms = w->config->timeouts.handshake_ms;
+
+	if (c->verdict != ADMISSION_ACCEPT && most_ms > WORK_REFUSED_TLS_MS)
+		most_ms = WORK_REFUSED_TLS_MS;
+	return most_ms;
+}
+
 /*
  * From now on it counts.  Where TLS comes first, what it reads, be that a
  * refusal, comes behind the handshake: else it could not be read.
@@ -989,7 +1001,7 @@ static void admit(struct worker *w, struct client *c)
 	c->verdict = admission_open(w->weir->admission, &c->addr, w->now_ms,
 				    &c->session.ticket);
 	if (c->session.listener->tls == CONFIG_TLS_IMPLICIT) {
-		c->tls_by_ms = w->now_ms + w->config->timeouts.handshake_ms;
+		c->tls_by_ms = w->now_ms + handshake_ms(w, c);
 		c->tls.wire = c->in;
 		c->in = (struct work_queue){ 0 };
 		begin_tls(w, c);
@@ -1148,9 +1160,14 @@ void client_accepted(struct worker *w, struct work_listener *from,
 
 void client_feed_hungry(struct worker *w)
 {
-	while (w->hungry != NULL && !is_short(w)) {
+	const struct client *last = w->hungriest;
+	bool more = w->hungry != NULL;
+
+	/* Each but once: who still lacks something comes last. */
+	while (more && !is_short(w)) {
 		struct client *c = w->hungry;
 
+		more = c != last;
 		w->hungry = c->next_hungry;
 		if (w->hungry == NULL)
 			w->hungriest = NULL;

@@ -195,6 +195,8 @@ void server_flush(struct worker *w, struct server *v)
 		secure_flush(w, &v->tls, &v->out, v->socket,
 			     v->upstream.state == UPSTREAM_QUITTING);
 		octets = io_unsent(w->io, v->socket) - octets;
+		if (io_unsent(w->io, v->socket) == 0 && has_to_say(v))
+			work_come_again(w, &v->work); /* no buffer was left */
 	} else {
 		work_queue_flush(w, &v->out, v->socket, &octets);
 	}
@@ -724,7 +726,9 @@ static void refill(struct worker *w, struct server *v)
 		failed(w, v, BALANCER_INSECURE);
 		return;
 	}
-	if (state == TLS_FAILED && v->in.first == NULL) {
+	/* Nothing more comes, whether its socket is closed or not. */
+	if ((state == TLS_FAILED || state == TLS_CLOSED) && v->secured &&
+	    v->in.first == NULL) {
 		stream_ended(w, v, false);
 		return;
 	}
@@ -829,6 +833,7 @@ int server_connect(struct worker *w, struct server *v, struct client *c)
 	int result;
 
 	v->identity = backend_identity(b);
+	v->tls_wanted = backend_tls(b);
 	begin_talk(w, v, c);
 	v->begun_ms = w->now_ms;
 	/* v itself is counted. */
@@ -931,6 +936,14 @@ void server_quit(struct worker *w, struct server *v)
 	}
 	server_speak_up(w, v);
 	server_set_timer(w, v);
+}
+
+void server_resume(struct worker *w, struct server *v)
+{
+	if (v->ending)
+		return;
+	feed(w, v);
+	server_speak_up(w, v);
 }
 
 void server_reset(struct worker *w, struct server *v)

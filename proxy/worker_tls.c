@@ -153,6 +153,18 @@ static bool decode(struct worker *w, struct work_tls *t, struct work_queue *in,
 	return true;
 }
 
+/* A buffer of this pool; one for bulk may as well be a small one. */
+static struct io_buf *take_room(struct worker *w, enum io_pool pool)
+{
+	struct io_buf *buf = io_buf_get(w->io, pool);
+
+	if (buf == NULL && pool == IO_BIG)
+		buf = io_buf_get(w->io, IO_SMALL);
+	if (buf == NULL)
+		stats_add(&w->stats->no_buffers, 1);
+	return buf;
+}
+
 enum tls_state secure_read(struct worker *w, struct work *work,
 			   struct work_tls *t, struct work_queue *in,
 			   enum io_pool pool)
@@ -163,22 +175,24 @@ enum tls_state secure_read(struct worker *w, struct work *work,
 	       (t->wire.first != NULL || tls_is_holding(t->codec))) {
 		bool costly = tls_is_costly(t->codec);
 		struct io_buf *buf = NULL;
+		size_t unsent;
 
 		if (must_wait(w, work, t)) {
 			queue_costly(w, work);
 			break;
 		}
 		if (tls_state(t->codec) == TLS_OPEN) {
-			buf = io_buf_get(w->io, pool);
-			if (buf == NULL && work->kind == WORK_CLIENT)
-				client_go_hungry(w, (struct client *)work);
+			buf = take_room(w, pool);
 			if (buf == NULL) {
-				stats_add(&w->stats->no_buffers, 1);
+				work_come_again(w, work);
 				break;
 			}
 		}
+		unsent = tls_unsent(t->codec);
 		more = decode(w, t, in, buf);
-		if (costly && !tls_is_costly(t->codec) && w->handshakes > 0)
+		/* What it answered with, or failed at, was the work. */
+		if (costly && w->handshakes > 0 &&
+		    (!tls_is_costly(t->codec) || tls_unsent(t->codec) > unsent))
 			w->handshakes--;
 	}
 	return tls_state(t->codec);
@@ -202,14 +216,11 @@ bool secure_is_loud(const struct work_tls *t, const struct work_queue *out)
 /* What is waiting is as good as sent: to be without a buffer ends nothing. */
 static struct io_buf *room_for(struct worker *w, const struct work_queue *out)
 {
-	struct io_buf *buf = NULL;
+	bool bulk = out->octets >= BULK_MIN;
+	struct io_buf *buf = io_buf_get(w->io, bulk ? IO_BIG : IO_SMALL);
 
-	if (out->octets >= BULK_MIN)
-		buf = io_buf_get(w->io, IO_BIG);
 	if (buf == NULL)
-		buf = io_buf_get(w->io, IO_SMALL);
-	if (buf == NULL)
-		buf = io_buf_get(w->io, IO_REPLY);
+		buf = io_buf_get(w->io, bulk ? IO_SMALL : IO_BIG);
 	if (buf == NULL && io_buf_free(w->io, IO_RESERVE) >= WORK_RESERVE_KEPT)
 		buf = io_buf_get(w->io, IO_RESERVE);
 	return buf;
@@ -286,7 +297,11 @@ void secure_log(struct worker *w, const struct work_tls *t)
 		log_word(&w->log, "tls", "no");
 		return;
 	}
-	if (!secure_can_say(t) && tls_reason(t->codec)[0] != '\0') {
+	if (tls_state(t->codec) == TLS_HANDSHAKE) {
+		log_word(&w->log, "tls", "unfinished");
+		return;
+	}
+	if (!secure_can_say(t)) {
 		log_word(&w->log, "tls", "failed");
 		log_word(&w->log, "tls_error", tls_reason(t->codec));
 		return;
