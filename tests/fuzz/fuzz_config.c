@@ -30,6 +30,33 @@ static void check_backend(const struct config_backend *b)
 	assert(b->weight >= 1 && b->weight <= 1000);
 	assert(b->busy_rule_count <= CONFIG_BUSY_RULES_MAX);
 	assert(b->state <= CONFIG_BACKEND_MAINT);
+	assert(b->tls <= CONFIG_BACKEND_TLS_VERIFY);
+	assert(b->tls_ca[0] == '/');
+	assert(b->pin_count <= CONFIG_PINS_MAX);
+	/* Nothing is checked that nobody would look at. */
+	assert(b->pin_count == 0 || b->tls == CONFIG_BACKEND_TLS_VERIFY);
+	assert(b->tls != CONFIG_BACKEND_TLS_NONE ||
+	       (!b->tls_implicit && b->cert.cert[0] == '\0'));
+	assert(b->identity <= CONFIG_IDENTITY_TRANSPARENT);
+	assert(b->identity != CONFIG_IDENTITY_TRANSPARENT ||
+	       (!b->source_set && !b->reuse));
+}
+
+static void check_tls(const struct config_listener *l)
+{
+	assert(l->tls <= CONFIG_TLS_IMPLICIT);
+	assert(l->cert_count <= CONFIG_CERTS_MAX);
+	assert((l->tls == CONFIG_TLS_NONE) == (l->cert_count == 0));
+	for (unsigned i = 0; i < l->cert_count; i++)
+		assert(l->certs[i].cert[0] == '/');
+	assert(l->ask == CONFIG_ASK_NONE || l->tls != CONFIG_TLS_NONE);
+	assert((l->ask == CONFIG_ASK_REQUIRE) == (l->trust[0] == '/'));
+	assert(l->auth != CONFIG_AUTH_TLS || l->tls != CONFIG_TLS_NONE);
+	assert(l->bare_newline == CONFIG_BARE_REJECT ||
+	       l->slot == CONFIG_SLOT_TRANSACTION);
+	assert(l->mode == CONFIG_MODE_SMTP ||
+	       (l->tls == CONFIG_TLS_NONE && l->auth == CONFIG_AUTH_NONE &&
+		l->slot == CONFIG_SLOT_TRANSACTION));
 }
 
 static void check_listener(const struct config_listener *l)
@@ -43,6 +70,7 @@ static void check_listener(const struct config_listener *l)
 	assert(l->slot <= CONFIG_SLOT_BODY);
 	assert(l->body_buffer >= 4096 && l->body_wait_ms >= 10);
 	assert(l->proxy_from.sealed);
+	check_tls(l);
 }
 
 static void check_admission(const struct config_admission *a)
@@ -87,6 +115,11 @@ static void check_config(const struct config *c)
 	assert(c->backend_count <= CONFIG_BACKENDS_MAX);
 	for (unsigned i = 0; i < c->backend_count; i++)
 		check_backend(&c->backends[i]);
+	assert(c->tls.min >= TLS_VERSION_1_0 && c->tls.min <= c->tls.max);
+	assert(c->tls.max <= TLS_VERSION_1_3);
+	assert(c->tls.handshakes >= 1 && c->tls.ticket_lifetime_ms >= 0);
+	assert(c->timeouts.handshake_ms >= 100);
+	assert(c->farm.relay_from.sealed);
 	check_admission(&c->admission);
 	assert(c->timeouts.command_ms >= 100 && c->timeouts.session_ms >= 0);
 	assert(c->farm.tries >= 1 && c->farm.tries <= 10);
