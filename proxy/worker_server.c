@@ -451,6 +451,15 @@ static bool is_nobodys(const struct server *v)
 	       v->upstream.state == UPSTREAM_QUITTING;
 }
 
+/* It was no try: the backend may be asked again for this message. */
+static void untry(struct server *v)
+{
+	struct client *c = v->client;
+
+	if (c != NULL && c->need.tried_count > 0)
+		c->need.tried_count--; /* it was the last */
+}
+
 /*
  * No fault of the backend's: a kept connection came to its end before it was
  * told of its next client; or TLS, which is wanted and not demanded, does not
@@ -466,8 +475,7 @@ static bool is_excused(struct worker *w, struct server *v)
 	else if (handshake || v->served == 0 ||
 		 v->upstream.state == UPSTREAM_READY)
 		return false;
-	if (v->client != NULL && v->client->need.tried_count > 0)
-		v->client->need.tried_count--; /* it was the last */
+	untry(v);
 	return true;
 }
 
@@ -570,9 +578,41 @@ static void ready(struct worker *w, struct server *v)
 	client_tell(w, v->client, &event);
 }
 
+/*
+ * A kept connection may not speak for another client.  Postfix lets only those
+ * say XCLIENT again whose clients may say it (smtpd_authorized_xclient_hosts).
+ * A connection of its own will do; and the next ones are not kept in vain.
+ */
+static void not_again(struct worker *w, struct server *v)
+{
+	struct backend *b = server_backend(w, v);
+	const struct smtp_reply_parser *r = &v->upstream.reply;
+	bool never = v->upstream.stage == BUSY_STAGE_XCLIENT &&
+		     r->code / 100 == 5;
+
+	if (never && atomic_load(&b->reuse)) {
+		backend_set_reuse(b, false);
+		work_log_begin(w, "reuse");
+		log_word(&w->log, "backend", b->name);
+		log_word(&w->log, "change",
+			 "off until a reload: it takes XCLIENT but once");
+		log_number(&w->log, "code", r->code);
+		log_text(&w->log, "reply", r->text, r->text_len);
+		work_log(w, LOG_LEVEL_WARNING);
+	}
+	untry(v);
+	give_up(w, v, BUSY_SESSION, v->upstream.stage, false);
+}
+
 static void refused(struct worker *w, struct server *v)
 {
-	struct busy_verdict verdict = judge(w, v);
+	struct busy_verdict verdict;
+
+	if (v->served > 0) {
+		not_again(w, v);
+		return;
+	}
+	verdict = judge(w, v);
 
 	give_up(w, v, verdict.class, v->upstream.stage, true);
 }
