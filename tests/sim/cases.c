@@ -13,7 +13,6 @@
 enum {
 	BACKENDS = 2,
 	PROBING_US = SIM_SECOND,
-	SCENE_US = 300 * SIM_SECOND,
 	CALM_US = 100 * SIM_SECOND,
 	DRAIN_US = 60 * SIM_SECOND,
 	AFTERMATH_US = 5 * SIM_SECOND,
@@ -37,6 +36,9 @@ struct play {
 	bool logged; /* what the scene wants to see in the log */
 	char config[WORLD_CONFIG_MAX];
 };
+
+/* The relay guard looks at a backend once an hour. */
+#define SCENE_US (9000 * (int64_t)SIM_SECOND)
 
 static struct play *playing; /* there is one at a time */
 
@@ -166,6 +168,10 @@ static void backend_order(struct play *p, const char *words)
 	}
 	if (strcmp(words + 3, "restart") == 0)
 		sim_backend_restart(b);
+	else if (strcmp(words + 3, "open") == 0)
+		sim_backend_closed(b, false);
+	else if (strcmp(words + 3, "closed") == 0)
+		sim_backend_closed(b, true);
 	else if (strncmp(words + 3, "slots ", 6) == 0)
 		sim_backend_slots(b, (unsigned)n);
 	else if (strncmp(words + 3, "strain ", 7) == 0)
@@ -203,6 +209,10 @@ static void on_log(void *owner, unsigned worker, int level, const char *text,
 	(void)level;
 	if (wanted != NULL && memmem(text, len, wanted, strlen(wanted)) != NULL)
 		p->logged = true;
+	if (p->scene->no_log != NULL &&
+	    memmem(text, len, p->scene->no_log, strlen(p->scene->no_log)))
+		sim_violation(p->world.sim, "\"%s\" is in the log",
+			      p->scene->no_log);
 }
 
 /* --- the play --- */
@@ -226,6 +236,58 @@ static bool is_told_by(const struct scene *s, unsigned backend,
 	return config != NULL && strstr(config, identity) != NULL;
 }
 
+static enum sim_secrecy secrecy_of(const struct scene *s, unsigned backend)
+{
+	const struct scene_server *is = backend == 0 ? &s->s0 : &s->s1;
+
+	if (is_told_by(s, backend, "tls_mode = implicit"))
+		return SIM_SECRECY_IMPLICIT;
+	return is_told_by(s, backend, "tls = ") && !is->no_tls
+		       ? SIM_SECRECY_STARTTLS
+		       : SIM_SECRECY_NONE;
+}
+
+static void make_server(struct play *p, unsigned i)
+{
+	const struct scene *s = p->scene;
+	const struct scene_server *is = i == 0 ? &s->s0 : &s->s1;
+	const char *xclient = or_usual(is->xclient,
+				       "NAME ADDR PORT PROTO HELO LOGIN "
+				       "DESTADDR DESTPORT");
+	bool introduces = is_told_by(s, i, "identity = xclient");
+	bool verifies = is_told_by(s, i, "tls = verify");
+	struct sim_backend_config config = {
+		.index = i,
+		.addr = world_backend_addr(i),
+		.offers = SIM_OFFER_ALL & ~(i == 1 ? s->lacks : 0) &
+			  ~(is->no_tls ? SIM_OFFER_DANGEROUS : 0U),
+		.slots = i == 0 ? s->slots : 0,
+		.full = s->full != SIM_DEED_NONE ? s->full : SIM_DEED_BYE,
+		.full_text = s->full_text,
+		.max_sessions = 50,
+		.header = is_told_by(s, i, "identity = header"),
+		.proxy = is_told_by(s, i, "identity = proxy-v1")   ? 1
+			 : is_told_by(s, i, "identity = proxy-v2") ? 2
+								   : 0,
+		.secrecy = secrecy_of(s, i),
+		.old_tls = is->old_tls,
+		.wrong_paper = is->wrong_paper,
+		.no_clear = verifies || is_told_by(s, i, "tls = required"),
+		.no_strange = verifies && is->wrong_paper,
+		.xclient = introduces && xclient[0] != '\0' ? xclient : NULL,
+		.introduces = introduces,
+		.auth = is->auth,
+		.auth_in_clear = is->auth_in_clear,
+		.auth_refuses = is->auth_refuses,
+		.closed = is->closed,
+		.deeds = s->probed,
+		.deed_count = s->probed[0].kind != SIM_DEED_NONE,
+	};
+
+	p->world.backends[i] = sim_backend_new(p->world.sim, p->world.check,
+					       &config);
+}
+
 static bool raise_curtain(struct play *p, FILE *trace)
 {
 	const struct scene *s = p->scene;
@@ -237,26 +299,8 @@ static bool raise_curtain(struct play *p, FILE *trace)
 	mutate_plant(&p->world, MUTATE_NONE);
 	p->world.log_fn = on_log;
 	p->world.log_owner = p;
-	for (unsigned i = 0; i < BACKENDS; i++) {
-		struct sim_backend_config config = {
-			.index = i,
-			.addr = world_backend_addr(i),
-			.offers = SIM_OFFER_ALL & ~(i == 1 ? s->lacks : 0),
-			.slots = i == 0 ? s->slots : 0,
-			.full = s->full != SIM_DEED_NONE ? s->full
-							 : SIM_DEED_BYE,
-			.full_text = s->full_text,
-			.max_sessions = 50,
-			.header = is_told_by(s, i, "identity = header"),
-			.proxy = is_told_by(s, i, "identity = proxy-v1")   ? 1
-				 : is_told_by(s, i, "identity = proxy-v2") ? 2
-									   : 0,
-			.deeds = s->b0,
-		};
-
-		p->world.backends[i] = sim_backend_new(p->world.sim,
-						       p->world.check, &config);
-	}
+	for (unsigned i = 0; i < BACKENDS; i++)
+		make_server(p, i);
 	world_run(&p->world, PROBING_US);
 	sim_backend_deeds(p->world.backends[0], s->b0, SCENE_DEEDS);
 	sim_backend_deeds(p->world.backends[1], s->b1, SCENE_DEEDS);
@@ -391,6 +435,8 @@ static const struct {
 	{ scenes, &scene_count },
 	{ slot_scenes, &slot_scene_count },
 	{ proxy_scenes, &proxy_scene_count },
+	{ tls_scenes, &tls_scene_count },
+	{ who_scenes, &who_scene_count },
 };
 
 bool cases_run(const char *name, bool trace)

@@ -488,8 +488,7 @@ static void do_ehlo(struct conn *c, const char *arg, bool esmtp)
 		len += snprintf(
 			text + len, sizeof(text) - (size_t)len,
 			"250-XFORWARD NAME\r\n250-ETRN\r\n%s%s",
-			config->xclient == NULL ? "250-XCLIENT NAME ADDR\r\n"
-						: "",
+			!config->introduces ? "250-XCLIENT NAME ADDR\r\n" : "",
 			config->secrecy == SIM_SECRECY_NONE ? "250-STARTTLS\r\n"
 							    : "");
 	}
@@ -1332,6 +1331,11 @@ void sim_backend_deeds(struct sim_backend *b, const struct sim_deed *deeds,
 	b->config.deeds = deeds;
 	b->config.deed_count = count;
 	b->seen = 0;
+}
+
+void sim_backend_closed(struct sim_backend *b, bool closed)
+{
+	b->config.closed = closed;
 }
 
 void sim_backend_slots(struct sim_backend *b, unsigned slots)

@@ -149,6 +149,8 @@ const char *sim_backend_last(const struct sim_backend *backend, size_t *len);
 /* From now on; a restart cuts all its connections. */
 void sim_backend_up(struct sim_backend *backend, enum sim_up up);
 void sim_backend_restart(struct sim_backend *backend);
+/* Whether it takes mail for anybody under .invalid, from now on. */
+void sim_backend_closed(struct sim_backend *backend, bool closed);
 /* No more deeds, no hidden limit, up. */
 void sim_backend_heal(struct sim_backend *backend);
 void sim_backend_deeds(struct sim_backend *backend,

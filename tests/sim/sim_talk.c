@@ -27,7 +27,8 @@ struct sim_talk {
 	char *pending;       /* octets said slowly; from pending_at */
 	size_t pending_len, pending_at;
 	char step[STEP_MAX];
-	char inbox[REPLY_MAX]; /* read and not yet expected */
+	char octets[STEP_MAX + 2]; /* of a step, to be said */
+	char inbox[REPLY_MAX];     /* read and not yet expected */
 	size_t inbox_len;
 	char reply[REPLY_MAX]; /* the last one */
 };
@@ -81,8 +82,8 @@ static unsigned hex(char c)
 	return c <= '9' ? (unsigned)(c - '0') : (unsigned)(c - 'a' + 10);
 }
 
-/* Octets of out. */
-static size_t unescape(const char *text, char out[STEP_MAX])
+/* Octets of out, which is never longer than text. */
+static size_t unescape(const char *text, char *out)
 {
 	size_t n = 0;
 
@@ -111,18 +112,15 @@ static size_t unescape(const char *text, char out[STEP_MAX])
 
 static void say_escaped(struct sim_talk *t, const char *text)
 {
-	char out[STEP_MAX];
-
-	say(t, out, unescape(text, out));
+	say(t, t->octets, unescape(text, t->octets));
 }
 
 /* As it is, past TLS. */
 static void say_raw(struct sim_talk *t, const char *text)
 {
-	char out[STEP_MAX];
-
 	if (!t->closed)
-		sim_wire_say_raw(&t->wire, out, unescape(text, out));
+		sim_wire_say_raw(&t->wire, t->octets,
+				 unescape(text, t->octets));
 }
 
 static void say_body(struct sim_talk *t, size_t len)
@@ -309,8 +307,10 @@ static void begin_tls(struct sim_talk *t, const char *words)
 		wrong(t, "before the handshake", t->inbox);
 	if (t->closed)
 		wrong(t, "it is closed", "");
-	else
-		sim_wire_secure(&t->wire, &wish);
+	if (t->closed)
+		return;
+	sim_wire_slow(&t->wire, t->slow_us);
+	sim_wire_secure(&t->wire, &wish);
 }
 
 /* False: the handshake goes on. */
@@ -467,14 +467,13 @@ static bool do_reading(struct sim_talk *t, const char *step)
 static bool do_step(struct sim_talk *t, const char *step)
 {
 	const char *rest;
-	char line[STEP_MAX + 2];
 
 	if (is(step, ">>", &rest)) {
 		say_escaped(t, rest);
 	} else if (is(step, ">", &rest)) {
-		int n = snprintf(line, sizeof(line), "%s\r\n", rest);
+		int n = snprintf(t->octets, sizeof(t->octets), "%s\r\n", rest);
 
-		say(t, line, (size_t)n);
+		say(t, t->octets, (size_t)n);
 	} else if (is(step, "many", &rest)) {
 		say_many(t, rest);
 	} else if (is(step, "auth", &rest)) {

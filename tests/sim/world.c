@@ -47,6 +47,7 @@ static bool make_farm(struct house *h)
 	h->weir.farm = make_farm_memory();
 	farm_init(h->weir.farm, &policy);
 	weir_set_limits(h->weir.farm, h->config);
+	weir_set_guard(h->weir.farm, h->config);
 	h->limits.backends = h->backend_limits;
 	h->limits.backend_count = h->config->backend_count;
 	assert(h->config->backend_count <= WORLD_BACKENDS_MAX);
