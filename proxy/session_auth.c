@@ -274,10 +274,10 @@ static void refused(struct session *s, const struct session_env *env,
 		    const struct session_event *ev, struct session_plan *plan)
 {
 	bool obeyed = session_is_obeyed(ev);
+	/* The backend goes, weir stays: for now (RFC 4954, section 6). */
+	unsigned code = ev->code == 421 && !obeyed ? 454 : 0;
 
-	session_add(plan, SESSION_DO_RELAY)->code = ev->code == 421 && !obeyed
-							    ? 454
-							    : 0;
+	session_add(plan, SESSION_DO_RELAY)->code = code;
 	s->challenged = false; /* it awaits no line of ours */
 	session_part(s, plan);
 	session_forget_auth(s);

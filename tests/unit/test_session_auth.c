@@ -616,6 +616,43 @@ static void the_worker_knows_what_a_login_needs(void **state)
 	model_close();
 }
 
+/* Pinned to a backend that offers little. */
+static const struct talk pinned_poor = TALK_WITH(
+	"poor", HOW(.auth = CONFIG_AUTH_ALWAYS, .offer = SMTP_EXT_8BITMIME),
+	HELLO, PLAIN,
+	DO_WITH(BOUND, .ext = SMTP_EXT_8BITMIME | SMTP_EXT_AUTH,
+		.auth = ALL_AUTH),
+	YES);
+
+static void what_the_farm_learns_is_not_the_pinned_backends(void **state)
+{
+	(void)state;
+	model_go_to(&pinned_poor);
+	w->env.offer_ext = SMTP_EXT_RELAYED;
+	model_feed("EHLO c\r\n", 8);
+	assert_int_equal(w->s.offered, SMTP_EXT_8BITMIME | SMTP_EXT_AUTH);
+	assert_null(memmem(w->plan.scratch, w->plan.acts[0].len, "DSN", 3));
+	model_close();
+}
+
+static void a_reload_asks_no_chunks_of_who_has_none(void **state)
+{
+	static const struct {
+		const struct talk *place;
+		bool counted;
+	} cases[] = { { &pinned_poor, false }, { &one, true } };
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		model_go_to(cases[i].place);
+		w->listener.bare_newline = CONFIG_BARE_BDAT;
+		model_feed("MAIL FROM:<a@b>\r\n", 17);
+		assert_int_equal(w->s.state, SESSION_MAIL);
+		assert_int_equal(w->s.counts, cases[i].counted);
+		model_close();
+	}
+}
+
 /* ---- all of it ---- */
 
 static const struct talk places[] = {
@@ -696,6 +733,9 @@ int main(void)
 		cmocka_unit_test(nothing_of_a_dialogue_stays_in_memory),
 		cmocka_unit_test(logins_are_counted_by_what_came_of_them),
 		cmocka_unit_test(the_worker_knows_what_a_login_needs),
+		cmocka_unit_test(
+			what_the_farm_learns_is_not_the_pinned_backends),
+		cmocka_unit_test(a_reload_asks_no_chunks_of_who_has_none),
 		cmocka_unit_test(every_event_is_defined_in_a_login),
 		cmocka_unit_test(a_random_walk_with_logins_breaks_no_rule),
 	};
