@@ -32,6 +32,7 @@
 
 struct config;
 struct operator;
+struct relay;
 
 /* What io events are for: the first member of each owner. */
 enum work_kind {
@@ -178,9 +179,9 @@ struct client {
 	bool blamed_set; /* blamed: what the last backend tried was noted for */
 	struct balancer_slot blamed_slot;
 	struct balancer_outcome blamed;
-	const char *limit; /* refused: by which; or NULL */
+	const char *limit;       /* refused: by which; or NULL */
 	const char *backend_tls; /* that the message goes by; or NULL */
-	char *lines;       /* the session's, from worker.lines */
+	char *lines;             /* the session's, from worker.lines */
 	char addr_text[CIDR_ADDR_TEXT_MAX];
 	char backend[BACKEND_NAME_MAX]; /* of the current or last message */
 	enum busy_class refused_class;  /* of who refused it last */
@@ -211,6 +212,7 @@ struct server {
 	bool own_name;       /* EHLO said weir's name, not a client's */
 	bool tainted;        /* has said an error: for nobody else */
 	bool yielding;       /* parted from so that its slot is free */
+	bool relays;         /* mode = tcp: its client speaks with it */
 	bool ending;         /* io_close() or io_abort() was called */
 	uint32_t served;     /* messages that went over it */
 	int64_t greet_by_ms; /* connected: when to ask how long to wait */
@@ -269,6 +271,7 @@ struct worker {
 	char *lines;      /* SESSION_LINE_MAX + SESSION_MAIL_MAX a client */
 	struct proxyproto *headers; /* one a client; only used by those that
 				       begin with one */
+	struct relay *relays;       /* the same; by those of mode = tcp */
 
 	/* Those who would speak if there were buffers; the first came first. */
 	struct client *hungry, *hungriest;
@@ -475,6 +478,11 @@ void client_is(struct client *c, const struct cidr_addr *addr, uint16_t port);
 /* It waits for buffers to be free, and is fed in its turn. */
 void client_go_hungry(struct worker *w, struct client *c);
 
+/* mode = tcp: over in good order, after text (or NULL); or at once. */
+void client_relay_over(struct worker *w, struct client *c,
+		       enum stats_close reason, const char *text);
+void client_cut(struct worker *w, struct client *c, enum stats_close reason);
+
 /* ---- worker_server.c ---- */
 
 /* A place in the pool, without a slot; NULL: all are in use. */
@@ -531,6 +539,17 @@ void server_reset(struct worker *w, struct server *v);
 
 /* There may be buffers now. */
 void server_resume(struct worker *w, struct server *v);
+
+/* It greeted, or it needs no greeting: its client may have it. */
+void server_ready(struct worker *w, struct server *v);
+
+/* mode = tcp: it greeted; replied; or failed the client: for the balancer. */
+void server_greeted(struct worker *w, struct server *v);
+void server_relay_replied(struct worker *w, struct server *v,
+			  enum busy_stage stage,
+			  const struct smtp_reply_parser *reply);
+void server_relay_failed(struct worker *w, struct server *v,
+			 enum balancer_failure failure, enum busy_stage stage);
 
 void server_event(struct worker *w, struct server *v,
 		  const struct io_event *ev);
@@ -654,6 +673,48 @@ struct xclient proxy_xclient(struct worker *w, const struct client *c);
 
 /* The same for a probe, which speaks for nobody.  NULL: there is no buffer. */
 struct io_buf *proxy_introduce_probe(struct worker *w, struct prober *p);
+
+/* ---- worker_tcp.c ---- */
+
+/* Octets of a struct relay. */
+size_t relay_size(void);
+
+/* A client of mode = tcp was accepted. */
+void relay_open(struct worker *w, struct client *c);
+
+/*
+ * It has said its first octets: does it begin with TLS, and is its backend
+ * there?  Then it is ready as it is.
+ */
+bool relay_says_hello(struct worker *w, struct client *c);
+/* A backend is connected to: will no greeting come, or is it for nobody? */
+bool relay_needs_no_greeting(struct worker *w, const struct server *v);
+/* It would not understand a word of weir's own. */
+bool relay_is_deaf(struct worker *w, const struct client *c);
+
+/*
+ * The session is in RELAY, and c->server is ready: they speak with each other
+ * from now on.  What has come from either goes on in relay_pump().
+ */
+void relay_begin(struct worker *w, struct client *c);
+void relay_pump(struct worker *w, struct client *c);
+/* Receive from both, or join them. */
+void relay_arm(struct worker *w, struct client *c);
+
+/* In RELAY, the client has reset its connection: why the session ends. */
+enum stats_close relay_reset(struct worker *w, struct client *c);
+
+/* In RELAY: octets came or went; events; time is up. */
+void relay_client_moved(struct worker *w, struct client *c);
+void relay_client_spliced(struct worker *w, struct client *c,
+			  const struct io_event *ev);
+void relay_server_event(struct worker *w, struct server *v,
+			const struct io_event *ev);
+void relay_timeout(struct worker *w, struct client *c);
+void relay_server_timer(struct worker *w, struct server *v);
+
+/* What a session of mode = tcp has to tell, for its line in the log. */
+void relay_log(struct worker *w, const struct client *c);
 
 /* ---- worker_probe.c ---- */
 

@@ -161,9 +161,10 @@ static bool make_tables(struct worker *w, char error[WEIR_ERROR_SIZE])
 	w->client_pool = table(clients, sizeof(*w->client_pool), error);
 	w->lines = table(clients, SESSION_LINE_MAX + SESSION_MAIL_MAX, error);
 	w->headers = table(clients, sizeof(*w->headers), error);
+	w->relays = table(clients, relay_size(), error);
 	w->server_pool = table(servers, sizeof(*w->server_pool), error);
 	if (w->client_pool == NULL || w->lines == NULL || w->headers == NULL ||
-	    w->server_pool == NULL || !make_hold(w, error))
+	    w->relays == NULL || w->server_pool == NULL || !make_hold(w, error))
 		return false;
 	w->clients.next = w->clients.prev = &w->clients;
 	w->lingering.next = w->lingering.prev = &w->lingering;
@@ -319,6 +320,7 @@ void worker_free(struct worker **wp)
 	free(w->client_pool);
 	free(w->lines);
 	free(w->headers);
+	free(w->relays);
 	free(w->server_pool);
 	free(w->probers);
 	free(w->hold_memory);

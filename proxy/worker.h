@@ -24,6 +24,7 @@
  *	worker_bind.c     which one a session gets: new, kept, or to wait
  *	worker_room.c     the waiting room: who is next
  *	worker_hold.c     bodies held in memory, and given to a backend
+ *	worker_tcp.c      mode = tcp: client and backend joined
  *	worker_probe.c    health probes, changes of state
  *	worker_control.c  the control socket
  *	worker_reload.c   the farm as the configuration says

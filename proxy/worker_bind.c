@@ -208,7 +208,8 @@ struct session_event bind_event(struct worker *w, struct client *c,
 	};
 
 	c->backend_tls = secure_version(&v->tls);
-	if (backend_identity(server_backend(w, v)) == BACKEND_IDENTITY_HEADER)
+	if (backend_identity(server_backend(w, v)) == BACKEND_IDENTITY_HEADER &&
+	    !session_is_tcp(&c->session))
 		event.trace_len = (unsigned)hold_trace_len(w, c);
 	return event;
 }
@@ -341,7 +342,7 @@ bool bind_client(struct worker *w, struct client *c,
 	}
 	if (v != NULL)
 		server_quit(w, v);
-	if (room_waiting(w->weir->room) == 0) {
+	if (room_waiting(w->weir->room) == 0 && !session_is_tcp(&c->session)) {
 		v = bind_find_kept(w, &c->need);
 		if (v != NULL)
 			return bind_take_kept(w, c, v, event);

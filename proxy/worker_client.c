@@ -92,6 +92,7 @@ static void log_session(struct worker *w, const struct client *c)
 	work_log_begin(w, "session");
 	log_who(w, c);
 	proxy_log(w, c);
+	relay_log(w, c);
 	if (s->helo_len > 0)
 		log_text(&w->log, "helo", s->helo, s->helo_len);
 	secure_log(w, &c->tls);
@@ -222,7 +223,7 @@ static void say(struct worker *w, struct client *c,
 {
 	unsigned times = act->times > 0 ? act->times : 1;
 
-	if (c->socket == 0 || c->gone_told)
+	if (c->socket == 0 || c->gone_told || relay_is_deaf(w, c))
 		return;
 	while (times-- > 0)
 		put(w, c, act->text, act->len);
@@ -597,6 +598,10 @@ static void pump(struct worker *w, struct client *c)
 {
 	struct session *s = &c->session;
 
+	if (s->state == SESSION_RELAY) {
+		relay_pump(w, c);
+		return;
+	}
 	if (s->state != SESSION_CLOSED && has_more(c) && is_short(w)) {
 		client_go_hungry(w, c);
 		return;
@@ -840,7 +845,10 @@ static void settle(struct worker *w, struct client *c)
 	if (c->socket != 0 && !c->ending) {
 		speak_up(w, c);
 		close_if_done(w, c);
-		arm(w, c);
+		if (c->session.state == SESSION_RELAY)
+			relay_arm(w, c);
+		else
+			arm(w, c);
 	}
 	if (c->socket == 0 && c->session.state == SESSION_CLOSED &&
 	    !c->hungry) {
@@ -855,7 +863,30 @@ void client_tell(struct worker *w, struct client *c,
 		 const struct session_event *event)
 {
 	(void)tell(w, c, event);
+	if (c->session.state == SESSION_RELAY)
+		relay_begin(w, c);
 	pump(w, c);
+	settle(w, c);
+}
+
+void client_relay_over(struct worker *w, struct client *c,
+		       enum stats_close reason, const char *text)
+{
+	const struct session_event none = { .kind = SESSION_IN_OCTETS };
+	struct session_event next = { 0 };
+	bool moved;
+
+	if (c->fin_sent) {
+		c->linger_ms = w->now_ms + WORK_LINGER_MS;
+		text = NULL;
+	}
+	session_relay_over(&c->session, &w->plan, reason, text);
+	(void)perform(w, c, &none, &next, &moved);
+}
+
+void client_cut(struct worker *w, struct client *c, enum stats_close reason)
+{
+	kill_for(w, c, reason);
 	settle(w, c);
 }
 
@@ -867,8 +898,7 @@ void client_resume(struct worker *w, struct client *c)
 
 void client_kill(struct worker *w, struct client *c)
 {
-	kill_for(w, c, STATS_CLOSE_KILLED);
-	settle(w, c);
+	client_cut(w, c, STATS_CLOSE_KILLED);
 }
 
 /* ---- events ---- */
@@ -945,7 +975,7 @@ static void judge_haste(struct worker *w, struct client *c)
 		.len = c->in.first != NULL ? c->in.first->len : 0,
 	};
 
-	if (c->headed && ev.len > 0)
+	if (c->headed && ev.len > 0 && !session_is_tcp(&c->session))
 		(void)tell(w, c, &ev);
 }
 
@@ -1098,6 +1128,10 @@ static void was_reset(struct worker *w, struct client *c)
 	c->gone_told = true;
 	work_queue_drop(w, &c->in);
 	work_queue_drop(w, &c->out);
+	if (c->session.state == SESSION_RELAY) {
+		client_cut(w, c, relay_reset(w, c));
+		return;
+	}
 	(void)tell(w, c, &gone);
 	if (!c->ending && c->socket != 0) {
 		c->ending = true;
@@ -1146,6 +1180,8 @@ void client_accepted(struct worker *w, struct work_listener *from,
 	w->talking++;
 	session_init(&c->session, listener, c->lines,
 		     c->lines + SESSION_LINE_MAX, w->now_ms);
+	if (session_is_tcp(&c->session))
+		relay_open(w, c);
 	if (!known) {
 		was_reset(w, c);
 		return;
@@ -1192,8 +1228,12 @@ static void received(struct worker *w, struct client *c,
 			work_queue_buf(w, &c->tls.wire, ev->buf);
 		else
 			work_queue_buf(w, &c->in, ev->buf);
+		if (c->session.state == SESSION_RELAY)
+			relay_client_moved(w, c);
 		if (is_header_due(c))
 			read_header(w, c);
+		else if (relay_says_hello(w, c))
+			server_ready(w, c->server);
 		else
 			client_resume(w, c);
 		return;
@@ -1225,10 +1265,15 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 		if (ev->result < 0) {
 			/* The receive will tell why, or time will. */
 			work_queue_drop(w, &c->out);
-			settle(w, c);
+			if (c->session.state == SESSION_RELAY && !c->receiving)
+				was_reset(w, c);
+			else
+				settle(w, c);
 			return;
 		}
 		c->sent_ms = w->now_ms;
+		if (c->session.state == SESSION_RELAY)
+			relay_client_moved(w, c);
 		if (c->tls_due && !is_sending(w, c))
 			begin_tls(w, c);
 		if (c->fin_sent)
@@ -1239,9 +1284,11 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 		c->socket = 0;
 		settle(w, c);
 		return;
+	case IO_SPLICED:
+		relay_client_spliced(w, c, ev);
+		return;
 	case IO_ACCEPTED:
 	case IO_CONNECTED:
-	case IO_SPLICED:
 	case IO_WOKEN:
 		break;
 	}
@@ -1259,6 +1306,10 @@ void client_timer(struct worker *w, struct client *c)
 		settle(w, c);
 	} else if (is_header_due(c) && w->now_ms >= c->header_by_ms) {
 		refuse_header(w, c);
+	} else if (c->session.state == SESSION_RELAY &&
+		   w->now_ms >= c->session.deadline_ms) {
+		relay_timeout(w, c);
+		settle(w, c);
 	} else if (is_handshake_due(c) && w->now_ms >= c->tls_by_ms) {
 		tell_broken(w, c);
 		settle(w, c);

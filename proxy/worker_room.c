@@ -143,7 +143,7 @@ static bool give_kept(struct worker *w, const struct room_turn *turn)
 	struct client *c = turn->who;
 	struct server *v;
 
-	if (turn->worker != w->index)
+	if (turn->worker != w->index || session_is_tcp(&c->session))
 		return false;
 	v = bind_find_kept(w, &turn->need);
 	if (v == NULL)

@@ -44,7 +44,7 @@ struct server *server_new(struct worker *w)
 	v->secured = v->greeted = v->told = false;
 	v->receiving = v->ending = false;
 	v->lingering = v->kept = v->clearing = false;
-	v->own_name = v->tainted = v->yielding = false;
+	v->own_name = v->tainted = v->yielding = v->relays = false;
 	v->served = 0;
 	v->until_ms = INT64_MAX;
 	v->sent_ms = w->now_ms;
@@ -141,13 +141,14 @@ static bool is_sending(struct worker *w, const struct server *v)
 
 void server_set_timer(struct worker *w, struct server *v)
 {
-	int64_t at_ms = v->upstream.deadline_ms;
+	int64_t at_ms = v->relays ? INT64_MAX : v->upstream.deadline_ms;
 
 	if (v->ending)
 		return;
 	if (v->until_ms < at_ms)
 		at_ms = v->until_ms;
-	if (v->upstream.state == UPSTREAM_GREETING && v->greet_by_ms < at_ms)
+	if (v->upstream.state == UPSTREAM_GREETING && !v->relays &&
+	    v->greet_by_ms < at_ms)
 		at_ms = v->greet_by_ms;
 	if (is_sending(w, v)) {
 		int64_t stuck_ms = v->sent_ms +
@@ -550,25 +551,30 @@ static void unfit(struct worker *w, struct server *v)
 /* ---- replies ---- */
 
 /* 220: from now on it is a session there, whatever becomes of it. */
-static void greeted(struct worker *w, struct server *v)
+void server_greeted(struct worker *w, struct server *v)
 {
 	const struct balancer_outcome outcome = {
 		.failure = BALANCER_REPLIED,
 		.class = BUSY_OK,
 		.stage = BUSY_STAGE_GREET,
 		.source = v->client != NULL ? v->client->source : 0,
-		.greet_ms = is_told_first(v) ? -1 : w->now_ms - v->begun_ms,
+		.greet_ms = is_told_first(v) || v->relays
+				    ? -1
+				    : w->now_ms - v->begun_ms,
 	};
 
 	v->greeted = true;
 	note(w, v, &outcome);
 }
 
-static void ready(struct worker *w, struct server *v)
+void server_ready(struct worker *w, struct server *v)
 {
 	struct session_event event;
 
-	note_ok(w, v, BUSY_STAGE_EHLO);
+	if (!v->upstream.tcp)
+		note_ok(w, v, BUSY_STAGE_EHLO);
+	else if (v->upstream.state == UPSTREAM_READY)
+		server_greeted(w, v);
 	server_set_timer(w, v);
 	if (v->client == NULL) {
 		server_quit(w, v);
@@ -705,7 +711,7 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 		return;
 	case UPSTREAM_SAY:
 		if (!v->greeted)
-			greeted(w, v);
+			server_greeted(w, v);
 		v->told = v->told || u->state == UPSTREAM_XCLIENT;
 		if (work_queue_text(w, &v->out, IO_SMALL, u->say, u->say_len))
 			server_speak_up(w, v);
@@ -713,7 +719,7 @@ static void said(struct worker *w, struct server *v, enum upstream_said what)
 			forsake(w, v, ENOBUFS);
 		return;
 	case UPSTREAM_IS_READY:
-		ready(w, v);
+		server_ready(w, v);
 		return;
 	case UPSTREAM_HANDSHAKE:
 		begin_tls(w, v);
@@ -831,6 +837,25 @@ static enum upstream_tls tls_of(struct worker *w, const struct backend *b)
 	return UPSTREAM_CLEAR;
 }
 
+/*
+ * The client says it all itself, TLS included; so nobody tells this backend
+ * who it is, but by what goes in front of the connection.
+ */
+static void begin_tcp(struct worker *w, struct server *v)
+{
+	const char *name = w->config->weir.hostname;
+	const struct upstream_order order = {
+		.name = name,
+		.name_len = strnlen(name, SMTP_DOMAIN_MAX),
+		.tcp = true,
+	};
+
+	if (v->identity == BACKEND_IDENTITY_HEADER ||
+	    v->identity == BACKEND_IDENTITY_XCLIENT)
+		v->identity = BACKEND_IDENTITY_NONE;
+	upstream_begin(&v->upstream, &order, &w->timeouts, w->now_ms);
+}
+
 /* What is to be said and done on this connection before MAIL. */
 static void begin_talk(struct worker *w, struct server *v,
 		       const struct client *c)
@@ -842,6 +867,10 @@ static void begin_talk(struct worker *w, struct server *v,
 		.tls = tls_of(w, b),
 	};
 
+	if (session_is_tcp(&c->session)) {
+		begin_tcp(w, v);
+		return;
+	}
 	set_name(w, v, c);
 	order.name_len = strlen(v->name);
 	order.implicit = order.tls != UPSTREAM_CLEAR && backend_tls_implicit(b);
@@ -933,6 +962,45 @@ void server_unreachable(struct worker *w, struct server *v)
 	backend_count(server_backend(w, v), BACKEND_COUNT_retried_away, 1);
 }
 
+/* ---- mode = tcp ---- */
+
+void server_relay_replied(struct worker *w, struct server *v,
+			  enum busy_stage stage,
+			  const struct smtp_reply_parser *reply)
+{
+	bool final = stage == BUSY_STAGE_EOD;
+	struct client *c = v->client;
+
+	assert(c != NULL);
+	if (reply->code < 400 && !final && stage != BUSY_STAGE_MAIL)
+		return;
+	v->upstream.stage = stage;
+	v->upstream.reply = *reply;
+	(void)judge(w, v);
+	/* What is said of a login may have a part of it in it. */
+	if (stage != BUSY_STAGE_AUTH && (reply->code >= 400 || final))
+		keep_words(c, v);
+}
+
+void server_relay_failed(struct worker *w, struct server *v,
+			 enum balancer_failure failure, enum busy_stage stage)
+{
+	struct busy_verdict verdict = busy_silence(silence_of(failure, stage));
+	const struct balancer_outcome outcome = {
+		.failure = failure,
+		.class = verdict.class,
+		.stage = stage,
+		.source = v->client->source,
+	};
+
+	note(w, v, &outcome);
+	log_refusal(w, v, &outcome, busy_rule_name(verdict.rule));
+	backend_count(server_backend(w, v),
+		      stage == BUSY_STAGE_EOD ? BACKEND_COUNT_unknown
+					      : BACKEND_COUNT_lost,
+		      1);
+}
+
 /* ---- what the session orders ---- */
 
 bool server_command(struct worker *w, struct server *v, const char *text,
@@ -963,7 +1031,7 @@ void server_quit(struct worker *w, struct server *v)
 	if (v->ending)
 		return;
 	server_detach(w, v);
-	if (v->upstream.state != UPSTREAM_READY) {
+	if (v->upstream.state != UPSTREAM_READY || v->relays) {
 		if (v->upstream.state != UPSTREAM_QUITTING)
 			end(w, v, false);
 		return;
@@ -1047,6 +1115,10 @@ static void connected(struct worker *w, struct server *v, int result)
 		}
 		server_speak_up(w, v);
 		await_greeting(w, v);
+		if (relay_needs_no_greeting(w, v)) {
+			server_ready(w, v);
+			return;
+		}
 		arm(w, v);
 		if (v->upstream.state == UPSTREAM_TLS)
 			begin_tls(w, v);
@@ -1070,6 +1142,10 @@ static void connected(struct worker *w, struct server *v, int result)
 
 void server_event(struct worker *w, struct server *v, const struct io_event *ev)
 {
+	if (v->relays && ev->kind != IO_CLOSED) {
+		relay_server_event(w, v, ev);
+		return;
+	}
 	switch (ev->kind) {
 	case IO_CONNECTED:
 		connected(w, v, ev->result);
@@ -1123,6 +1199,10 @@ void server_timer(struct worker *w, struct server *v)
 
 	if (v->ending)
 		return;
+	if (v->relays) {
+		relay_server_timer(w, v);
+		return;
+	}
 	if (w->now_ms >= v->until_ms) {
 		server_quit(w, v);
 		return;
