@@ -119,7 +119,10 @@ static bool same_listeners(const struct config *a, const struct config *b)
 		const struct config_listener *l = &a->listeners[i];
 		const struct config_listener *k = &b->listeners[i];
 
-		if (strcmp(l->name, k->name) != 0 ||
+		/* A session under way is what it began as. */
+		if (strcmp(l->name, k->name) != 0 || l->mode != k->mode ||
+		    (l->tls == CONFIG_TLS_IMPLICIT) !=
+			    (k->tls == CONFIG_TLS_IMPLICIT) ||
 		    l->listen_count != k->listen_count ||
 		    memcmp(l->listen, k->listen,
 			   l->listen_count * sizeof(l->listen[0])) != 0)
@@ -276,7 +279,8 @@ static void reload(struct weir *weir, struct config **in_force,
 	config = load_again(old, logger, path);
 	if (config != NULL && !same_listeners(old, config)) {
 		say(logger, old, LOG_LEVEL_ERROR, "reload", "error",
-		    "listeners cannot change while weir runs: restart it");
+		    "listeners cannot change while weir runs (their names, "
+		    "listen, mode, to or from tls = implicit): restart it");
 		config_free(&config);
 	}
 	if (config != NULL && privilege_is_wanted(config) &&
