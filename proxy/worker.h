@@ -25,6 +25,8 @@
  *	worker_room.c     the waiting room: who is next
  *	worker_hold.c     bodies held in memory, and given to a backend
  *	worker_tcp.c      mode = tcp: client and backend joined
+ *	worker_tls.c      TLS between a socket and a conversation
+ *	worker_proxy.c    PROXY headers and XCLIENT: who a client is
  *	worker_probe.c    health probes, changes of state
  *	worker_control.c  the control socket
  *	worker_reload.c   the farm as the configuration says

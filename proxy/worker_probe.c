@@ -126,11 +126,12 @@ static void flush(struct worker *w, struct prober *p)
 {
 	uint64_t octets = 0;
 
-	if (p->tls.codec != NULL)
+	if (p->tls.codec != NULL) {
 		secure_flush(w, &p->tls, &p->out, p->socket,
 			     p->probe.step == PROBE_STEP_QUIT);
-	else
+	} else {
 		work_queue_flush(w, &p->out, p->socket, &octets);
+	}
 }
 
 static void begin_tls(struct worker *w, struct prober *p)

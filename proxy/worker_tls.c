@@ -153,16 +153,49 @@ static bool decode(struct worker *w, struct work_tls *t, struct work_queue *in,
 	return true;
 }
 
-/* A buffer of this pool; one for bulk may as well be a small one. */
-static struct io_buf *take_room(struct worker *w, enum io_pool pool)
+/*
+ * A buffer of this pool; for bulk a small one will do as well.  NULL: there is
+ * none, and work comes again (a probe has its deadline).
+ */
+static struct io_buf *take_room(struct worker *w, struct work *work,
+				enum io_pool pool)
 {
 	struct io_buf *buf = io_buf_get(w->io, pool);
 
 	if (buf == NULL && pool == IO_BIG)
 		buf = io_buf_get(w->io, IO_SMALL);
-	if (buf == NULL)
-		stats_add(&w->stats->no_buffers, 1);
-	return buf;
+	if (buf != NULL)
+		return buf;
+	stats_add(&w->stats->no_buffers, 1);
+	if (work->kind != WORK_PROBE)
+		work_come_again(w, work);
+	return NULL;
+}
+
+/* Decode some.  False: there is nothing more to be had now. */
+static bool read_some(struct worker *w, struct work *work, struct work_tls *t,
+		      struct work_queue *in, enum io_pool pool)
+{
+	bool costly = tls_is_costly(t->codec);
+	size_t unsent = tls_unsent(t->codec);
+	struct io_buf *buf = NULL;
+	bool more;
+
+	if (must_wait(w, work, t)) {
+		queue_costly(w, work);
+		return false;
+	}
+	if (tls_state(t->codec) == TLS_OPEN) {
+		buf = take_room(w, work, pool);
+		if (buf == NULL)
+			return false;
+	}
+	more = decode(w, t, in, buf);
+	/* What it answered with was the work. */
+	if (costly && w->handshakes > 0 &&
+	    (!tls_is_costly(t->codec) || tls_unsent(t->codec) > unsent))
+		w->handshakes--;
+	return more;
 }
 
 enum tls_state secure_read(struct worker *w, struct work *work,
@@ -172,29 +205,8 @@ enum tls_state secure_read(struct worker *w, struct work *work,
 	bool more = true;
 
 	while (more && in->octets < WORK_COMMAND_CREDIT &&
-	       (t->wire.first != NULL || tls_is_holding(t->codec))) {
-		bool costly = tls_is_costly(t->codec);
-		struct io_buf *buf = NULL;
-		size_t unsent;
-
-		if (must_wait(w, work, t)) {
-			queue_costly(w, work);
-			break;
-		}
-		if (tls_state(t->codec) == TLS_OPEN) {
-			buf = take_room(w, pool);
-			if (buf == NULL) {
-				work_come_again(w, work);
-				break;
-			}
-		}
-		unsent = tls_unsent(t->codec);
-		more = decode(w, t, in, buf);
-		/* What it answered with, or failed at, was the work. */
-		if (costly && w->handshakes > 0 &&
-		    (!tls_is_costly(t->codec) || tls_unsent(t->codec) > unsent))
-			w->handshakes--;
-	}
+	       (t->wire.first != NULL || tls_is_holding(t->codec)))
+		more = read_some(w, work, t, in, pool);
 	return tls_state(t->codec);
 }
 
