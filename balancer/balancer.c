@@ -133,6 +133,11 @@ static enum standing suits(const struct backend *b,
 		return STANDS_LACKS;
 	if (!need->stranger)
 		return STANDS_FIT;
+	/* It would take weir for the client, and was never asked whether it
+	 * relays for that one. */
+	if (need->untold && farm_guard(b->farm) == FARM_GUARD_ENFORCE &&
+	    backend_identity(b) == BACKEND_IDENTITY_XCLIENT)
+		return STANDS_UNCHECKED;
 	switch (backend_bars(b)) {
 	case BACKEND_RELAY_UNKNOWN:
 		return STANDS_UNCHECKED;

@@ -59,6 +59,7 @@ struct balancer_need {
 	unsigned auth; /* enum smtp_auth bits of the mechanisms wanted */
 	uint64_t size; /* of SIZE=; 0: not said */
 	bool stranger; /* nobody said that it may relay: see farm_guard */
+	bool untold;   /* nobody can say XCLIENT: the client speaks itself */
 	unsigned tried_count;
 	uint16_t tried[BALANCER_TRIED_MAX]; /* indices, not to be tried again */
 };

@@ -332,6 +332,7 @@ bool bind_client(struct worker *w, struct client *c,
 	c->need.ext = c->session.need;
 	c->need.auth = c->session.need_auth;
 	c->need.size = c->session.size_said;
+	c->need.untold = session_is_tcp(&c->session);
 	c->need.stranger = !cidr_set_has(&w->config->farm.relay_from, &c->addr);
 	if (v != NULL && still_good(w, v, c)) {
 		server_detach(w, v);

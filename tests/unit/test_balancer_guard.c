@@ -222,6 +222,39 @@ static void strangers_get_what_does_not_relay_for_them(void **state)
 	}
 }
 
+static void who_speaks_for_himself_is_not_told_of_by_xclient(void **state)
+{
+	(void)state;
+	static const struct {
+		enum farm_guard guard;
+		enum backend_identity identity;
+		bool stranger;
+		enum balancer_verdict verdict;
+	} cases[] = {
+		{ FARM_GUARD_ENFORCE, BACKEND_IDENTITY_XCLIENT, true,
+		  BALANCER_UNCHECKED },
+		{ FARM_GUARD_ENFORCE, BACKEND_IDENTITY_XCLIENT, false,
+		  BALANCER_PICKED },
+		{ FARM_GUARD_WARN, BACKEND_IDENTITY_XCLIENT, true,
+		  BALANCER_PICKED },
+		{ FARM_GUARD_ENFORCE, BACKEND_IDENTITY_PROXY_V2, true,
+		  BALANCER_PICKED },
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		const struct balancer_need need = {
+			.stranger = cases[i].stranger,
+			.untold = true,
+		};
+
+		farm_fini(&farm);
+		setup(NULL);
+		farm_set_guard(&farm, cases[i].guard);
+		(void)add_as(cases[i].identity, BACKEND_TLS_NONE);
+		assert_int_equal(asked(&need, START_MS), cases[i].verdict);
+	}
+}
+
 static void of_several_backends_strangers_get_the_closed_ones(void **state)
 {
 	(void)state;
@@ -907,6 +940,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(strangers_get_what_does_not_relay_for_them),
+		TEST(who_speaks_for_himself_is_not_told_of_by_xclient),
 		TEST(of_several_backends_strangers_get_the_closed_ones),
 		TEST(the_reason_for_none_is_what_may_change_first),
 		TEST(a_farm_that_bars_strangers_is_not_out),
