@@ -306,6 +306,10 @@ class Bench:
             for name in (self.peers if word != "latency" else ["all"]):
                 yield word, name, work
 
+    def notes(self):
+        """Lines on what came out: none here."""
+        return []
+
     def goals(self):
         """What came out against what was wanted: nothing here."""
         return []
@@ -528,6 +532,8 @@ def show(facts, bench):
         print("\nGoals, of the medians\n")
     for goal in goals:
         print(goal.line())
+    for line in bench.notes():
+        print(f"\n{line}")
 
 
 if __name__ == "__main__":
