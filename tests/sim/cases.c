@@ -437,6 +437,7 @@ static const struct {
 	{ proxy_scenes, &proxy_scene_count },
 	{ tls_scenes, &tls_scene_count },
 	{ who_scenes, &who_scene_count },
+	{ tcp_scenes, &tcp_scene_count },
 };
 
 bool cases_run(const char *name, bool trace)

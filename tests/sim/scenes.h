@@ -67,5 +67,7 @@ extern const struct scene tls_scenes[];
 extern const size_t tls_scene_count;
 extern const struct scene who_scenes[];
 extern const size_t who_scene_count;
+extern const struct scene tcp_scenes[];
+extern const size_t tcp_scene_count;
 
 #endif
