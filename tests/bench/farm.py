@@ -348,9 +348,10 @@ class Haproxy(Process):
 
     # pylint: disable-next=too-many-arguments
     def __init__(self, place, sink, name="haproxy", log=False, slots=0,
-                 cert=None, more=()):
+                 cert=None, more=(), maxconn=8000):
         super().__init__(place)
         self.cert = cert
+        self.maxconn = maxconn
         self.more = more
         self.slots = slots
         self.name = name
@@ -370,7 +371,7 @@ class Haproxy(Process):
         secure = INTERMEDIATE if self.cert else ""
         tls = f" ssl crt {self.cert}" if self.cert else ""
         path = self.place.write(self.name + ".cfg", (
-            "global\n  nbthread 1\n  maxconn 8000\n" + secure + log_to +
+            f"global\n  nbthread 1\n  maxconn {self.maxconn}\n" + secure + log_to +
             "defaults\n  mode tcp\n" + log_on +
             "  timeout connect 5s\n  timeout client 5m\n  timeout server 5m\n"
             + queue +

@@ -41,7 +41,9 @@ class Tcp(run.Bench):
         if peer.startswith("haproxy"):
             more = (["option splice-auto"] if peer == "haproxy-splice"
                     else [])
-            return farm.Haproxy(self.place, self.sink, name, more=more)
+            # To splice takes pipes, two more descriptors each.
+            return farm.Haproxy(self.place, self.sink, name, more=more,
+                                maxconn=4000)
         level = "warning" if peer == "weir-quiet" else "info"
         return farm.Weir(
             self.place, self.sink, name, backend="max_sessions = 2500",

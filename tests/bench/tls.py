@@ -54,12 +54,12 @@ class Tls(run.Bench):
         self.cert = place.file("cert.pem")
         self.ciphers = set()
         self.favoured = farm.favour(FAVOUR)
+        subprocess.run([farm.program("weir-sink"), "--make-cert",
+                        f"{self.cert},mx.test"], check=True)
 
     def stop(self):
         super().stop()
         farm.favour(0)  # the shell may be in our group
-        subprocess.run([farm.program("weir-sink"), "--make-cert",
-                        f"{self.cert},mx.test"], check=True)
 
     def make(self, peer, suffix=""):
         name = peer + suffix
