@@ -248,7 +248,7 @@ const struct config_key config_keys[] = {
 	{ TLS(ticket_lifetime), .standard = "12h", KIND(DURATION),
 	  IN(config_tls_rules, ticket_lifetime_ms), .max = WEEK,
 	  .help = "sessions are resumed for so long; 0: never" },
-	{ TLS(handshakes), .standard = "8", KIND(COUNT),
+	{ TLS(handshakes), .standard = "1", KIND(COUNT),
 	  IN(config_tls_rules, handshakes), .min = 1, .max = 1000,
 	  .help = "full handshakes of a worker in one turn of its loop" },
 

@@ -131,7 +131,8 @@ struct client {
 	struct work_tls tls;
 	bool tls_due;    /* begins when all is sent; till then nothing that
 			    comes counts */
-	bool secured;    /* the session was told so */
+	bool tls_awaited; /* it begins with the first octets, in its turn */
+	bool secured;     /* the session was told so */
 	bool tls_broken; /* the session was told so */
 	/* A handshake comes before the greeting, until then; 0: it does not. */
 	int64_t tls_by_ms;
@@ -428,6 +429,9 @@ bool secure_is_loud(const struct work_tls *t, const struct work_queue *out);
  */
 void secure_flush(struct worker *w, struct work_tls *t, struct work_queue *out,
 		  io_handle socket, bool last);
+
+/* Its first octets of TLS wait for a turn with handshakes left. */
+void secure_wait(struct worker *w, struct work *work);
 
 /* Each turn, first: handshakes that wait; and whether any do. */
 void secure_turn(struct worker *w);

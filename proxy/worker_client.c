@@ -95,7 +95,10 @@ static void log_session(struct worker *w, const struct client *c)
 	relay_log(w, c);
 	if (s->helo_len > 0)
 		log_text(&w->log, "helo", s->helo, s->helo_len);
-	secure_log(w, &c->tls);
+	if (c->tls_awaited)
+		log_word(&w->log, "tls", "unfinished");
+	else
+		secure_log(w, &c->tls);
 	if (s->authed)
 		log_word(&w->log, "auth", "yes");
 	log_number(&w->log, "transactions", s->transactions);
@@ -549,11 +552,18 @@ static void tell_secured(struct worker *w, struct client *c)
 }
 
 /* All that was said in the clear is out, and what came meanwhile is gone. */
+static void await_tls(struct client *c)
+{
+	c->tls_due = false;
+	c->tls_awaited = true;
+}
+
+/* Its first octets have come.  That alone takes memory, and time. */
 static void begin_tls(struct worker *w, struct client *c)
 {
 	unsigned at = (unsigned)(c->session.listener - w->config->listeners);
 
-	c->tls_due = false;
+	c->tls_awaited = false;
 	if (!secure_begin(w, &c->tls, tls_store_listener(w->weir->tls, at),
 			  NULL))
 		tell_broken(w, c);
@@ -562,8 +572,16 @@ static void begin_tls(struct worker *w, struct client *c)
 /* Decode what has come, and tell the session what that has changed. */
 static void refill(struct worker *w, struct client *c)
 {
-	if (c->tls.codec == NULL || c->tls_broken ||
-	    c->session.state == SESSION_CLOSED)
+	if (c->session.state == SESSION_CLOSED)
+		return;
+	if (c->tls_awaited && c->tls.wire.first != NULL) {
+		if (w->handshakes == 0) {
+			secure_wait(w, &c->work);
+			return;
+		}
+		begin_tls(w, c);
+	}
+	if (c->tls.codec == NULL || c->tls_broken)
 		return;
 	switch (secure_read(w, &c->work, &c->tls, &c->in,
 			    is_bulk(c) ? IO_BIG : IO_SMALL)) {
@@ -738,11 +756,19 @@ static void send_queued(struct worker *w, struct client *c)
 		if (io_unsent(w->io, c->socket) == 0 &&
 		    secure_is_loud(&c->tls, &c->out))
 			work_come_again(w, &c->work); /* no buffer was left */
-	} else {
+	} else if (!c->tls_awaited) {
 		work_queue_flush(w, &c->out, c->socket, &octets);
 	}
 	c->octets_out += octets;
 	stats_add(&w->stats->octets_out, octets);
+}
+
+/* Not while a handshake is awaited or under way, nor when it has failed. */
+static bool can_say(const struct client *c)
+{
+	if (c->tls.codec != NULL)
+		return secure_can_say(&c->tls);
+	return !c->tls_awaited;
 }
 
 /* Is there nothing more to send, not even of what TLS has to say? */
@@ -759,7 +785,7 @@ void client_flush(struct worker *w, struct client *c)
 	if (io_unsent(w->io, c->socket) == 0)
 		c->sent_ms = w->now_ms;
 	/* What cannot be said in TLS is not said at all. */
-	if (c->flushing && c->tls.codec != NULL && !secure_can_say(&c->tls))
+	if (c->flushing && !can_say(c))
 		work_queue_drop(w, &c->out);
 	send_queued(w, c);
 	if (c->flushing && !c->fin_sent && is_all_said(c)) {
@@ -1034,7 +1060,7 @@ static void admit(struct worker *w, struct client *c)
 		c->tls_by_ms = w->now_ms + handshake_ms(w, c);
 		c->tls.wire = c->in;
 		c->in = (struct work_queue){ 0 };
-		begin_tls(w, c);
+		await_tls(c);
 	} else {
 		welcome(w, c);
 	}
@@ -1224,7 +1250,7 @@ static void received(struct worker *w, struct client *c,
 		stats_add(&w->stats->octets_in, (uint64_t)ev->result);
 		if (c->session.state == SESSION_CLOSED || c->tls_due)
 			io_buf_put(w->io, ev->buf);
-		else if (c->tls.codec != NULL)
+		else if (c->tls.codec != NULL || c->tls_awaited)
 			work_queue_buf(w, &c->tls.wire, ev->buf);
 		else
 			work_queue_buf(w, &c->in, ev->buf);
@@ -1275,7 +1301,7 @@ void client_event(struct worker *w, struct client *c, const struct io_event *ev)
 		if (c->session.state == SESSION_RELAY)
 			relay_client_moved(w, c);
 		if (c->tls_due && !is_sending(w, c))
-			begin_tls(w, c);
+			await_tls(c);
 		if (c->fin_sent)
 			c->linger_ms = w->now_ms + WORK_LINGER_MS;
 		client_resume(w, c);

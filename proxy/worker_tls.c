@@ -44,7 +44,7 @@ void secure_end(struct worker *w, struct work *work, struct work_tls *t)
  * A handshake takes as long as a hundred commands: only so many are made in
  * one turn, in the order in which they came, so that mail moves on between.
  */
-static void queue_costly(struct worker *w, struct work *work)
+void secure_wait(struct worker *w, struct work *work)
 {
 	if (work->next_costly != NULL)
 		return;
@@ -182,7 +182,7 @@ static bool read_some(struct worker *w, struct work *work, struct work_tls *t,
 	bool more;
 
 	if (must_wait(w, work, t)) {
-		queue_costly(w, work);
+		secure_wait(w, work);
 		return false;
 	}
 	if (tls_state(t->codec) == TLS_OPEN) {
