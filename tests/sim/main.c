@@ -71,6 +71,10 @@ static void totals_add(struct check_totals *sum, const struct check_totals *t)
 	sum->replayed += t->replayed;
 	sum->spilled += t->spilled;
 	sum->final_retries += t->final_retries;
+	sum->secured += t->secured;
+	sum->secured_farm += t->secured_farm;
+	sum->introduced += t->introduced;
+	sum->authenticated += t->authenticated;
 }
 
 /* --- seeds --- */
@@ -258,6 +262,9 @@ static int do_seeds(const struct options *o)
 	       "another %u\n",
 	       t->waited, t->saturated, t->reused, t->parked, t->replayed,
 	       t->spilled, t->final_retries);
+	printf("in TLS %u clients and %u connections to backends; introduced "
+	       "%u, authenticated %u\n",
+	       t->secured, t->secured_farm, t->introduced, t->authenticated);
 	printf("%" PRIu64 " turns, %.1f h of virtual time in %.1f s\n",
 	       tally.turns, (double)tally.virtual_us / SIM_SECOND / 3600,
 	       (double)(to.tv_sec - from.tv_sec) +

@@ -32,6 +32,9 @@ enum { SIM_AUTH_LINE_MAX = 400 };
 #define SIM_AUTH_ALL                                                           \
 	"PLAIN LOGIN XOAUTH2 OAUTHBEARER CRAM-MD5 SCRAM-SHA-1 SCRAM-SHA-256"
 
+/* A response that is nobody's, and leaks as any. */
+#define SIM_AUTH_NOBODY "AGEuU0VDUkVU"
+
 /* "SCRAM-SHA-1"; never NULL. */
 const char *sim_auth_name(enum sim_auth_way way);
 

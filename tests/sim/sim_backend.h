@@ -105,6 +105,7 @@ struct sim_backend_config {
 	const char *auth;   /* the mechanisms that it offers; NULL: none */
 	bool auth_in_clear; /* even in the clear */
 	bool closed;        /* no mail to anybody's domain under .invalid */
+	bool guarded; /* weir was told: no mail of strangers unless closed */
 	/* Per mille. */
 	unsigned auth_refuses; /* of dialogues: 535 */
 	unsigned moody;        /* of connections: refused as if it were full */

@@ -48,8 +48,12 @@ static void who_starttls(struct conn *c, const char *arg)
 		return;
 	}
 	/* What it adds in the clear is said before any handshake. */
-	c->injected = c->last != s;
-	c->last->secures = true;
+	c->injected = c->done && c->deed.kind == SIM_DEED_EXTRA &&
+		      c->deed.stage == SIM_STAGE_STARTTLS;
+	if (c->injected)
+		c->last->secures = true;
+	else
+		s->secures = true;
 }
 
 static bool deed_ends_it(const struct conn *c)
@@ -113,6 +117,7 @@ bool who_shakes(struct conn *c)
 		return true;
 	sim_trace(c->backend->sim, "backend b%u: %s", c->backend->config.index,
 		  sim_tls_about(c->wire.tls));
+	check_totals(c->backend->check)->secured_farm++;
 	if (c->injected)
 		wrong(c, "TLS begins behind a word in the clear", "");
 	c->shaking = false;
@@ -240,6 +245,7 @@ static void who_xclient(struct conn *c, const char *arg)
 	if (s == NULL)
 		return;
 	c->introduced = s->code == 220;
+	check_totals(c->backend->check)->introduced += c->introduced;
 	c->dismissed = s->code != 220;
 	c->helo = false;
 	conn_forget(c);
@@ -291,6 +297,7 @@ static void auth_goes_on(struct conn *c)
 	if (c->reading != READ_NOTHING)
 		c->reading = READ_COMMANDS;
 	c->authenticated = s != NULL && s->code == 235;
+	check_totals(c->backend->check)->authenticated += c->authenticated;
 }
 
 static void who_auth(struct conn *c, const char *arg)
@@ -311,7 +318,10 @@ static void who_auth(struct conn *c, const char *arg)
 	c->auth_client = 0;
 	c->auth_refuses = config->auth_refuses > 0 &&
 			  sim_chance(c->backend->sim, config->auth_refuses);
-	note_credentials(c, arg, coded != NULL ? coded + 1 : "");
+	if (coded != NULL && strcmp(coded + 1, SIM_AUTH_NOBODY) == 0)
+		c->auth_refuses = true;
+	else
+		note_credentials(c, arg, coded != NULL ? coded + 1 : "");
 	auth_goes_on(c);
 }
 
@@ -374,6 +384,8 @@ void who_witness(const struct conn *c, const struct check_message *m)
 {
 	struct sim_backend *b = c->backend;
 
+	if (b->config.guarded && !b->config.closed)
+		wrong(c, "it takes strangers' mail, and got", m->mark);
 	if (b->config.introduces && !c->introduced)
 		wrong(c, "nobody was introduced to it before", m->mark);
 	if (b->config.introduces && c->who.sa.sa_family != AF_UNSPEC)

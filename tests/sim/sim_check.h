@@ -33,6 +33,10 @@ struct check_message {
 	uint8_t *body; /* as it goes over the wire, end of data included */
 	size_t body_len;
 	bool chunked; /* BDAT */
+	/* weir may count it itself: then it goes by BDAT, as this: without the
+	 * end of data and the dots that it was stuffed with; or NULL. */
+	uint8_t *plain;
+	size_t plain_len;
 	bool null_sender;
 	bool authenticated; /* the client had been, when it said MAIL */
 	bool flawed;        /* no backend may ever be given its end */
@@ -56,6 +60,9 @@ struct check_totals {
 	/* of weirs' own counters */
 	unsigned waited, saturated, reused, parked, replayed, spilled,
 		final_retries;
+	/* handshakes that came to something, of clients and at backends;
+	 * XCLIENTs and AUTHs that were taken */
+	unsigned secured, secured_farm, introduced, authenticated;
 };
 
 struct check *check_new(struct sim *sim);
@@ -74,11 +81,20 @@ struct check_message *check_message_find(struct check *check, const char *text,
 bool check_mark_read(const char *text, size_t len, unsigned *client,
 		     unsigned *number);
 
+/* Write m->plain. */
+void check_message_count(struct check_message *m);
+
 /* --- what backends tell --- */
 
-/* Octets of a body at offset `at`; the end of data is among them. */
+struct check_octets {
+	const uint8_t *data;
+	size_t len;
+};
+
+/* Octets of a body at offset `at`; of DATA, its end is among them. */
 void check_body(struct check *check, const struct check_message *m,
-		unsigned backend, size_t at, const uint8_t *data, size_t len);
+		unsigned backend, size_t at, bool chunked,
+		struct check_octets o);
 /* The end of the data has come, behind len octets in all. */
 void check_body_end(struct check *check, struct check_message *m,
 		    unsigned backend, size_t len, bool chunked, unsigned taken);

@@ -57,6 +57,8 @@ struct sim_client {
 	bool may_secure;    /* STARTTLS is offered */
 	bool may_auth;      /* its way of AUTH is */
 	bool go_secure;     /* STARTTLS drew 220 */
+	bool heard_in_tls;  /* a word: then weir has TLS, too */
+	bool hasty;         /* it did not wait for that: there may be no TLS */
 	bool authenticated; /* AUTH drew 235 */
 	unsigned auth_at;   /* lines of the dialogue so far */
 	char grievance[700];
@@ -242,6 +244,16 @@ static bool step_is_moot(const struct sim_client *c,
 	return sent->dead;
 }
 
+/* Nothing may be said behind some commands (RFC 2920, section 3.1). */
+static bool group_has_ended(const struct sim_client *c)
+{
+	unsigned last = (c->due_first + c->due_count - 1) % DUE_MAX;
+	enum sim_reply_kind kind = c->due[last].kind;
+
+	return kind == SIM_REPLY_EHLO || kind == SIM_REPLY_STARTTLS ||
+	       kind == SIM_REPLY_AUTH;
+}
+
 static bool step_must_wait(const struct sim_client *c,
 			   const struct sim_step *step)
 {
@@ -249,7 +261,7 @@ static bool step_must_wait(const struct sim_client *c,
 		return false;
 	if (c->script.loose)
 		return step->alone;
-	return step->alone || !c->pipelining;
+	return step->alone || !c->pipelining || group_has_ended(c);
 }
 
 static void step_chunk(struct sim_client *c, const struct sim_step *step)
@@ -307,6 +319,7 @@ static void step_line(struct sim_client *c, const struct sim_step *step)
 {
 	if (step->reply == SIM_REPLY_MAIL)
 		step->message->authenticated = c->authenticated;
+	c->hasty = c->hasty || step->injects;
 	octets(c, step->text, step->text_len);
 	octets(c, "\r\n", 2);
 	expect(c, step->reply, step);
@@ -625,10 +638,13 @@ static void listen_on(struct sim_client *c)
 	while (!c->script.deaf && !c->done) {
 		size_t n = sim_wire_read(&c->wire, buf, sizeof(buf));
 
-		if (c->shaking && sim_wire_is_secure(&c->wire))
+		if (c->shaking && sim_wire_is_secure(&c->wire)) {
 			c->shaking = false;
+			check_totals(c->check)->secured++;
+		}
 		if (n == 0)
 			return;
+		c->heard_in_tls = c->wire.tls != NULL;
 		for (size_t i = 0; i < n && !c->done; i++)
 			take_octet(c, buf[i]);
 	}
@@ -677,7 +693,8 @@ static void check_farewell(struct sim_client *c, bool reset)
 	int64_t now_us = sim_now_us(c->sim);
 
 	if (c->aborted || c->faulted || c->script.deaf || c->script.loose ||
-	    c->shaking)
+	    c->shaking || (c->wire.tls != NULL && !c->heard_in_tls) ||
+	    (c->hasty && !sim_wire_is_secure(&c->wire)))
 		return;
 	if (c->wire.tls != NULL && !reset && !sim_wire_ended_well(&c->wire)) {
 		snprintf(c->grievance, sizeof(c->grievance),
@@ -697,9 +714,21 @@ static void check_farewell(struct sim_client *c, bool reset)
 	}
 }
 
+/*
+ * Its own address, or as the log has it: the one that a proxy named, unless
+ * weir ended it before it had read the header.
+ */
+static const union sim_addr *logged_addr(const struct sim_client *c)
+{
+	bool named = c->config.proxy > 0 &&
+		     check_log_client(c->check, &c->config.named) > 0;
+
+	return named ? &c->config.named : &c->addr;
+}
+
 void sim_client_complain(struct sim_client *c)
 {
-	const char *reason = check_log_reason(c->check, &c->addr);
+	const char *reason = check_log_reason(c->check, logged_addr(c));
 
 	/*
 	 * Without a buffer nothing can be said, and at the end of a drain or
@@ -716,7 +745,7 @@ static bool tls_holds(struct sim_client *c)
 {
 	if (!sim_wire_has_failed(&c->wire))
 		return true;
-	if (!c->aborted && !c->faulted && !c->script.loose)
+	if (!c->aborted && !c->faulted && !c->script.loose && !c->hasty)
 		snprintf(c->grievance, sizeof(c->grievance), "has no TLS: %s",
 			 sim_tls_about(c->wire.tls));
 	finish(c, true);
@@ -797,9 +826,8 @@ static void timer_fires(void *owner)
 			      sim_connect(c->sim, &c->config.to.sa,
 					  &c->config.from.sa, client_event, c));
 		c->addr = *sim_end_addr(c->wire.end, 0);
-		if (c->config.proxy > 0)
-			c->addr = c->config.named;
-		check_client(c->check, c->config.number, &c->addr);
+		check_client(c->check, c->config.number,
+			     c->config.proxy > 0 ? &c->config.named : &c->addr);
 		sim_trace(c->sim, "client %u: nature %u, conn %u",
 			  c->config.number, (unsigned)c->config.nature,
 			  sim_end_number(c->wire.end));
@@ -853,7 +881,7 @@ bool sim_client_heard(const struct sim_client *c)
 	return c->connected && c->heard;
 }
 
-const union sim_addr *sim_client_addr(const struct sim_client *c)
+unsigned sim_client_logged(const struct sim_client *c)
 {
-	return &c->addr;
+	return check_log_client(c->check, logged_addr(c));
 }

@@ -47,6 +47,7 @@ struct sim_client_config {
 	bool old_tls;             /* 1.2 */
 	enum sim_auth_way auth;   /* if it is offered; NONE: not at all */
 	bool auth_in_clear;       /* the listener may offer it so */
+	bool counted;             /* the listener has bare_newline = bdat */
 	/* It comes through a proxy, which names this address, with a port, by
 	 * a header of that version; 0: it comes by itself. */
 	unsigned proxy;
@@ -63,7 +64,7 @@ bool sim_client_done(const struct sim_client *client);
 void sim_client_complain(struct sim_client *client);
 /* Did the connection stand, and did weir say a word? */
 bool sim_client_heard(const struct sim_client *client);
-/* Its address with its port; the family is 0 if it never connected. */
-const union sim_addr *sim_client_addr(const struct sim_client *client);
+/* How many sessions of it the log has told the end of. */
+unsigned sim_client_logged(const struct sim_client *client);
 
 #endif

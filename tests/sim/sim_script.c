@@ -170,6 +170,8 @@ static void write_body(struct writer *w, struct check_message *m,
 	}
 	if (!m->chunked)
 		body_add(m, ".\r\n", 3);
+	if (!m->chunked && w->config->counted)
+		check_message_count(m);
 }
 
 /* --- messages --- */
@@ -557,8 +559,8 @@ static void write_clumsy(struct writer *w)
 		"MAIL FROM:<a@b.test> FOO=BAR",
 		"BDAT 5 LAST\r\nhell\n",
 		"XCLIENT ADDR=127.0.0.1",
-		"STARTTLS",
-		"AUTH PLAIN AGEuU0VDUkVU",
+		"STARTTLS now",
+		("AUTH PLAIN " SIM_AUTH_NOBODY),
 		"ETRN here",
 		"EXPN all",
 		"VRFY me",

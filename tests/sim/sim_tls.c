@@ -484,6 +484,8 @@ void sim_tls_notify(struct sim_tls *t)
 
 void sim_tls_rekey(struct sim_tls *t)
 {
+	if (SSL_version(t->ssl) != TLS1_3_VERSION)
+		return;
 	ERR_clear_error();
 	if (SSL_key_update(t->ssl, SSL_KEY_UPDATE_REQUESTED) != 1 ||
 	    SSL_do_handshake(t->ssl) != 1)

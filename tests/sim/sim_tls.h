@@ -92,7 +92,7 @@ bool sim_tls_is_carded(const struct sim_tls *tls);
 void sim_tls_record(struct sim_tls *tls, size_t octets);
 /* Say close_notify; nothing behind it. */
 void sim_tls_notify(struct sim_tls *tls);
-/* Ask for new keys on both sides (1.3), or for a new handshake (1.2). */
+/* Ask for new keys on both sides, if that is 1.3; for a new handshake, 1.2. */
 void sim_tls_rekey(struct sim_tls *tls);
 void sim_tls_renegotiate(struct sim_tls *tls);
 

@@ -19,6 +19,7 @@ enum {
 };
 
 #define ALLOWED "198.51.100.1" /* the first of the sources */
+#define PROXY   "203.0.113.77" /* in front of weir, in some storms */
 
 /* What the seed decided. */
 struct storm {
@@ -32,6 +33,13 @@ struct storm {
 	bool allows;  /* ALLOWED is on the list of those who may come in */
 	bool crowded; /* more want a slot than there are */
 	bool holds;   /* slot = body */
+	enum sim_secrecy secrecy; /* of the listeners */
+	bool required;            /* no mail before STARTTLS */
+	unsigned proxy;           /* clients come by one, by this version; 0 */
+	bool auth, auth_in_clear;
+	bool counts;  /* bare_newline = bdat */
+	bool guarded; /* strangers' mail only to who refuses to relay it */
+	char tls[WORLD_BACKENDS_MAX][300]; /* settings of a backend's TLS */
 	bool reuses[WORLD_BACKENDS_MAX];
 	bool learns[WORLD_BACKENDS_MAX]; /* max_sessions = auto */
 	bool others[WORLD_BACKENDS_MAX]; /* somebody else has a slot there */
@@ -86,6 +94,40 @@ static void put(struct storm *s, const char *format, ...)
 	s->config_len += (size_t)n;
 }
 
+/* The same in each configuration of a storm. */
+static void write_listener_who(struct storm *s)
+{
+	static const char *const secrecies[] = {
+		[SIM_SECRECY_NONE] = "none",
+		[SIM_SECRECY_STARTTLS] = "starttls",
+		[SIM_SECRECY_IMPLICIT] = "implicit",
+	};
+
+	put(s, "tls = %s\n", s->required ? "required" : secrecies[s->secrecy]);
+	if (s->secrecy != SIM_SECRECY_NONE) {
+		put(s, "tls_cert = /sim/mx.pem\n");
+		if (sim_chance(s->sim, 200))
+			put(s, "tls_client_cert = log\n");
+	}
+	if (s->auth)
+		put(s, "auth = %s\n", s->auth_in_clear ? "always" : "tls");
+	if (s->counts)
+		put(s, "bare_newline = bdat\n");
+	if (s->proxy > 0)
+		put(s, "proxy_from = " PROXY "\n");
+}
+
+static void write_tls(struct storm *s)
+{
+	struct sim *d = s->sim;
+
+	put(s, "[tls]\nhandshakes = %u\n", sim_between(d, 1, 8));
+	if (sim_chance(d, 200))
+		put(s, "ticket_lifetime = %us\n", sim_below(d, 60));
+	if (sim_chance(d, 100))
+		put(s, "max_version = 1.2\n");
+}
+
 static void write_weir(struct storm *s)
 {
 	struct sim *d = s->sim;
@@ -109,6 +151,7 @@ static void write_weir(struct storm *s)
 		put(s, "greeting_delay = %ums\n", sim_between(d, 1, 800));
 	if (sim_chance(d, 100))
 		put(s, "size = %u\n", sim_between(d, 3000, 50000));
+	write_listener_who(s);
 	if (s->holds) {
 		put(s, "slot = body\nbody_buffer = %uK\nbody_wait = %ums\n",
 		    sim_chance(d, 300) ? 4 : sim_between(d, 4, 64),
@@ -169,6 +212,7 @@ static void write_times(struct storm *s)
 	    sim_between(d, 1, 4));
 	if (sim_chance(d, 100))
 		put(s, "session = %us\n", sim_between(d, 5, 60));
+	put(s, "handshake = %us\nproxy = 5s\n", sim_between(d, 8, 30));
 	put(s, "backend_connect = %us\nbackend_greeting = %us\n",
 	    sim_between(d, 1, 5), sim_between(d, 1, 10));
 	put(s, "backend_helo = %us\nbackend_mail = %us\nbackend_rcpt = %us\n",
@@ -179,7 +223,10 @@ static void write_times(struct storm *s)
 	    sim_between(d, 1, 15));
 	put(s, "backend_quit = %us\ndrain = %us\n", sim_between(d, 0, 3),
 	    sim_between(d, 1, 60));
-	put(s, "[farm]\nrelay_guard = off\n");
+	put(s, "[farm]\nrelay_guard = %s\n",
+	    s->guarded           ? "enforce"
+	    : sim_chance(d, 200) ? "warn"
+				 : "off");
 	put(s, "tries = %u\nbudget = %us\n", sim_between(d, 1, 4),
 	    sim_between(d, 2, 20));
 	put(s, "linger = %ums\nunavailable_after = %us\n",
@@ -206,11 +253,65 @@ static void write_backend(struct storm *s, unsigned i)
 		put(s, "max_sessions = auto\n");
 	else
 		put(s, "max_sessions = %u\n", s->backend[i].max_sessions);
-	put(s, "reuse = %s\nidentity = %s\n", s->reuses[i] ? "on" : "off",
-	    s->backend[i].header       ? "header"
+	put(s, "%sreuse = %s\nidentity = %s\n", s->tls[i],
+	    s->reuses[i] ? "on" : "off",
+	    s->backend[i].introduces   ? "xclient"
+	    : s->backend[i].header     ? "header"
 	    : s->backend[i].proxy == 1 ? "proxy-v1"
 	    : s->backend[i].proxy == 2 ? "proxy-v2"
 				       : "none");
+}
+
+static void draw_xclient(struct storm *s, struct sim_backend_config *b)
+{
+	static const char *const offers[] = {
+		"NAME ADDR PORT PROTO HELO LOGIN DESTADDR DESTPORT",
+		"NAME ADDR PROTO HELO REVERSE_NAME PORT LOGIN DESTPORT",
+		"ADDR NAME",
+		"NAME ADDR PROTO HELO",
+		"NAME HELO", /* which is no use */
+	};
+
+	b->introduces = true;
+	b->xclient = offers[sim_chance(s->sim, 500) ? 0 : sim_below(s->sim, 5)];
+}
+
+/* What the server has of TLS, and what weir is told of that. */
+static void draw_secrecy(struct storm *s, unsigned i)
+{
+	struct sim *d = s->sim;
+	struct sim_backend_config *b = &s->backend[i];
+	static const char *const ways[] = { "opportunistic", "required",
+					    "verify" };
+	uint32_t way = sim_below(d, 3);
+	char whom[100];
+
+	s->tls[i][0] = '\0';
+	if (sim_chance(d, 500))
+		return;
+	b->secrecy = sim_chance(d, 300) ? SIM_SECRECY_IMPLICIT
+					: SIM_SECRECY_STARTTLS;
+	if (b->secrecy == SIM_SECRECY_IMPLICIT && way == 0)
+		way = 1;
+	b->old_tls = sim_chance(d, 200);
+	b->wrong_paper = sim_chance(d, 100);
+	b->no_clear = way > 0;
+	b->no_strange = way == 2;
+	if (sim_chance(d, 333)) {
+		snprintf(whom, sizeof(whom), "tls_pin = %s\n",
+			 sim_tls_pin(SIM_TLS_FARM));
+	} else {
+		snprintf(whom, sizeof(whom), "tls_ca = /sim/ca.pem\n%s",
+			 sim_chance(d, 500) ? "tls_name = b.farm.test\n" : "");
+	}
+	snprintf(s->tls[i], sizeof(s->tls[i]), "tls = %s\n%s%s", ways[way],
+		 way == 2 ? whom : "",
+		 b->secrecy == SIM_SECRECY_IMPLICIT ? "tls_mode = implicit\n"
+						    : "");
+	if (b->secrecy == SIM_SECRECY_STARTTLS && sim_chance(d, 100)) {
+		b->secrecy = SIM_SECRECY_NONE;
+		b->offers &= ~(unsigned)SIM_OFFER_DANGEROUS;
+	}
 }
 
 static void draw_backend(struct storm *s, unsigned i)
@@ -242,8 +343,18 @@ static void draw_backend(struct storm *s, unsigned i)
 		.eod_busy = sim_chance(d, 200) ? sim_below(d, 300) : 0,
 	};
 	s->reuses[i] = sim_chance(d, 500);
-	if (!s->reuses[i] && !b->header)
+	if (!b->header && sim_chance(d, 300))
+		draw_xclient(s, b);
+	if (!s->reuses[i] && !b->header && !b->introduces)
 		b->proxy = sim_below(d, 3);
+	draw_secrecy(s, i);
+	b->closed = !s->guarded || sim_chance(d, 700);
+	b->guarded = s->guarded && b->proxy == 0 && !b->introduces;
+	if (s->auth) {
+		b->auth = sim_chance(d, 100) ? "PLAIN LOGIN" : SIM_AUTH_ALL;
+		b->auth_in_clear = sim_chance(d, 500);
+		b->auth_refuses = sim_chance(d, 500) ? sim_below(d, 500) : 0;
+	}
 	s->learns[i] = sim_chance(d, 500);
 	if (sim_chance(d, 300))
 		b->offers &= sim_below(d, SIM_OFFER_ALL + 1);
@@ -257,6 +368,26 @@ static void draw_backend(struct storm *s, unsigned i)
 		b->deed_chance = sim_below(d, s->trouble + 1);
 	write_backend(s, i);
 	put(s, "weight = %u\n", sim_between(d, 1, 200));
+}
+
+/* How clients come, and what is known of them. */
+static void draw_who(struct storm *s)
+{
+	struct sim *d = s->sim;
+	uint32_t dice = sim_below(d, 100);
+
+	s->secrecy = dice < 40   ? SIM_SECRECY_NONE
+		     : dice < 80 ? SIM_SECRECY_STARTTLS
+				 : SIM_SECRECY_IMPLICIT;
+	s->required = s->secrecy == SIM_SECRECY_STARTTLS && dice < 50;
+	s->auth_in_clear = sim_chance(d, 500);
+	s->auth = sim_chance(d, 400) &&
+		  (s->auth_in_clear || s->secrecy != SIM_SECRECY_NONE);
+	s->counts = !s->holds && sim_chance(d, 200);
+	s->guarded = sim_chance(d, 200);
+	s->proxy = sim_chance(d, 200) ? sim_between(d, 1, 2) : 0;
+	/* One source more than the checkers know to be exempt. */
+	s->allows = s->allows && s->proxy == 0;
 }
 
 static void draw(struct storm *s)
@@ -275,7 +406,9 @@ static void draw(struct storm *s)
 	s->body_max = sim_chance(d, 50) ? 200000 : 30000;
 	s->config_len = 0;
 	s->holds = sim_chance(d, 400);
+	draw_who(s);
 	write_weir(s);
+	write_tls(s);
 	write_admission(s);
 	write_times(s);
 	write_room(s);
@@ -308,6 +441,30 @@ static enum sim_nature draw_nature(struct sim *d)
 	return dice < 98 ? SIM_NATURE_DEAF : SIM_NATURE_IDLE;
 }
 
+static void add_who(const struct storm *s, struct sim_client_config *config,
+		    unsigned source)
+{
+	struct sim *d = s->sim;
+	char host[64];
+
+	config->secrecy = s->secrecy;
+	if (s->secrecy == SIM_SECRECY_STARTTLS && !sim_chance(d, 800))
+		config->secrecy = SIM_SECRECY_NONE;
+	config->drawer = sim_chance(d, 700) ? source : 0;
+	config->old_tls = sim_chance(d, 200);
+	config->auth_in_clear = s->auth_in_clear;
+	uint32_t way = sim_between(d, SIM_AUTH_NONE + 1, SIM_AUTH_WAYS - 1);
+	if (s->auth && sim_chance(d, 500))
+		config->auth = (enum sim_auth_way)way;
+	config->counted = s->counts;
+	if (s->proxy == 0 || config->from.sa.sa_family != AF_INET)
+		return;
+	snprintf(host, sizeof(host), "198.51.100.%u", source);
+	config->from = sim_addr_make(PROXY, 0);
+	config->proxy = s->proxy;
+	config->named = sim_addr_make(host, (uint16_t)(20000 + config->number));
+}
+
 static void add_client(struct storm *s, unsigned i, bool late)
 {
 	struct sim *d = s->sim;
@@ -331,6 +488,7 @@ static void add_client(struct storm *s, unsigned i, bool late)
 		.body_max = s->body_max,
 	};
 
+	add_who(s, &config, source);
 	if (sim_chance(d, 900))
 		config.at_us += PROBING_US;
 	s->world.clients[s->world.client_count++] = sim_client_new(
@@ -395,6 +553,7 @@ static void reload_fires(void *owner)
 		return;
 	s->config_len = 0;
 	write_weir(s);
+	write_tls(s);
 	write_admission(s);
 	write_times(s);
 	write_room(s);
@@ -420,6 +579,7 @@ static bool add_second(struct storm *s)
 	s->weir = 1;
 	s->config_len = 0;
 	write_weir(s);
+	write_tls(s);
 	write_admission(s);
 	write_times(s);
 	write_room(s);
@@ -436,6 +596,7 @@ static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
 	struct sim *dice = sim_new(seed ^ 0x5eed5eed, &none);
 
 	s->sim = dice;
+	sim_tls_enter(dice, seed); /* pins are written down */
 	draw(s);
 	struct sim_faults faults = draw_faults(dice);
 	bool started = world_start(&s->world, seed, &faults, s->config,
@@ -448,8 +609,9 @@ static bool begin(struct storm *s, uint64_t seed, unsigned bug, FILE *trace)
 	s->sim = s->world.sim;
 	if (!started)
 		return false;
-	for (unsigned i = 0; s->allows && i < s->weirs; i++)
-		s->world.houses[i].limits.allowed = sim_addr_make(ALLOWED, 0);
+	for (unsigned i = 0; (s->allows || s->proxy > 0) && i < s->weirs; i++)
+		s->world.houses[i].limits.allowed = sim_addr_make(
+			s->proxy > 0 ? PROXY : ALLOWED, 0);
 	for (unsigned i = 0; i < s->backends; i++)
 		s->world.backends[i] = sim_backend_new(s->sim, s->world.check,
 						       &s->backend[i]);

@@ -610,8 +610,7 @@ void world_check_books(struct world *w)
 			      u.slots, u.buffers, u.sockets, u.sessions);
 	}
 	for (unsigned i = 0; i < w->client_count; i++) {
-		const union sim_addr *addr = sim_client_addr(w->clients[i]);
-		unsigned lines = check_log_client(w->check, addr);
+		unsigned lines = sim_client_logged(w->clients[i]);
 
 		sim_client_complain(w->clients[i]);
 		if (lines > 1 ||
