@@ -111,6 +111,7 @@ class Client:
         code, text = self.cmd("EHLO " + name)
         if code != 250:
             raise Refused(code, text)
+        self.keywords = {}
         for line in text.split("\n")[1:]:
             word, _, rest = line.partition(" ")
             self.keywords[word.upper()] = rest
@@ -165,7 +166,7 @@ class Secured(Client):
         """Greeting and EHLO, STARTTLS and EHLO; the keywords offered."""
         super().hello(name)
         if not self.implicit:
-            self.plain_keywords, self.keywords = self.keywords, {}
+            self.plain_keywords = self.keywords
             self.starttls(*self.how)
             self.ehlo(name)
         return self.keywords
