@@ -335,8 +335,9 @@ static bool sees_client(const struct server *v)
 	return v->told || is_told_first(v);
 }
 
-/* Classify the reply just read.  Notes and logs what is not plain OK. */
-static struct busy_verdict judge(struct worker *w, struct server *v)
+/* What the reply just read says; esc: its enhanced code. */
+static struct busy_verdict classify(struct worker *w, const struct server *v,
+				    struct smtp_esc *esc)
 {
 	const struct smtp_reply_parser *r = &v->upstream.reply;
 	const struct backend *b = server_backend(w, v);
@@ -348,21 +349,29 @@ static struct busy_verdict judge(struct worker *w, struct server *v)
 		.text_len = r->text_len,
 		.client_ip = v->client != NULL ? v->client->addr_text : NULL,
 	};
+
+	(void)smtp_reply_esc(r->head, r->head_len, &reply.esc);
+	*esc = reply.esc;
+	return busy_classify(&reply, b->rules, b->rule_count);
+}
+
+/* The same; notes and logs what is not plain OK. */
+static struct busy_verdict judge(struct worker *w, struct server *v)
+{
+	struct smtp_esc esc = { 0 };
+	const struct busy_verdict verdict = classify(w, v, &esc);
 	struct balancer_outcome outcome = {
 		.failure = BALANCER_REPLIED,
+		.class = verdict.class,
 		.stage = v->upstream.stage,
 		.source = v->client != NULL ? v->client->source : 0,
 	};
-	struct busy_verdict verdict;
 
-	(void)smtp_reply_esc(r->head, r->head_len, &reply.esc);
-	verdict = busy_classify(&reply, b->rules, b->rule_count);
-	if (verdict.class == BUSY_OK && reply.stage != BUSY_STAGE_MAIL &&
-	    reply.stage != BUSY_STAGE_EOD)
+	if (verdict.class == BUSY_OK && outcome.stage != BUSY_STAGE_MAIL &&
+	    outcome.stage != BUSY_STAGE_EOD)
 		return verdict;
-	outcome.class = verdict.class;
 	outcome.strong = (verdict.rule == BUSY_RULE_R6 ||
-			  (reply.esc.subject == 3 && reply.esc.detail == 1)) &&
+			  (esc.subject == 3 && esc.detail == 1)) &&
 			 !may_be_size(v);
 	note(w, v, &outcome);
 	if (verdict.class != BUSY_OK && verdict.class != BUSY_POLICY) {
@@ -587,14 +596,17 @@ void server_ready(struct worker *w, struct server *v)
 /*
  * A kept connection may not speak for another client.  Postfix lets only those
  * say XCLIENT again whose clients may say it (smtpd_authorized_xclient_hosts).
- * A connection of its own will do; and the next ones are not kept in vain.
+ * A connection of its own will do; and the next ones are not kept in vain.  But
+ * a server that judges clients as they come refuses some of them there, too.
  */
 static void not_again(struct worker *w, struct server *v)
 {
 	struct backend *b = server_backend(w, v);
 	const struct smtp_reply_parser *r = &v->upstream.reply;
+	struct smtp_esc esc;
 	bool never = v->upstream.stage == BUSY_STAGE_XCLIENT &&
-		     r->code / 100 == 5;
+		     r->code / 100 == 5 &&
+		     classify(w, v, &esc).class == BUSY_MISCONF;
 
 	if (never && atomic_load(&b->reuse)) {
 		backend_set_reuse(b, false);

@@ -103,9 +103,11 @@ SILENT = object()  # say nothing more, read on
 
 def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
            rcpt="250 2.1.5 ok", data="354 go on", end="250 2.0.0 stored",
-           keywords=KEYWORDS, after_mail=None, tls=None, implicit=False):
+           keywords=KEYWORDS, after_mail=None, tls=None, implicit=False,
+           xclient=None):
     """The usual server, with any of its replies replaced.  tls: a context
-    for STARTTLS, or, if implicit, for TLS from the start.
+    for STARTTLS, or, if implicit, for TLS from the start.  xclient: the reply
+    to XCLIENT, which it then offers.
 
     A replacement is text, CLOSE, RESET, SILENT, a Wait, a list of them in
     order, or a function of the Peer that returns one of these.
@@ -114,6 +116,8 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
         offered = list(keywords)
         if tls and not peer.secured:
             offered.append("STARTTLS")
+        if xclient:
+            offered.append("XCLIENT NAME ADDR PORT HELO")
         return ehlo or "\r\n".join(
             ["250-fake.test"] + ["250-" + k for k in offered[:-1]] +
             ["250 " + offered[-1]])
@@ -173,6 +177,8 @@ def script(greeting="220 fake.test ESMTP", ehlo=None, mail="250 2.1.0 ok",
                     answer(peer, after_mail)
             elif verb == "RCPT":
                 answer(peer, rcpt)
+            elif verb == "XCLI" and xclient:
+                answer(peer, xclient)
             elif verb == "BDAT":
                 bdat(peer, line)
             elif verb == "DATA":

@@ -110,6 +110,36 @@ class Scripted(Case):
         lib.wait_until(lambda: self.backends[0].open == 0, "it is let go")
         self.assertEqual(self.backends[0].mails()[0].lines[-1], "QUIT")
 
+    def told(self, refusal):
+        """Clients are told of by XCLIENT; that of bad.test is refused."""
+        greeting = "220 fake.test ESMTP"
+
+        def xclient(peer):
+            return (refusal(peer) if "HELO=bad.test" in peer.lines[-1]
+                    else greeting)
+        # Its probes are to be good, too.
+        self.backends = [self.start(backend.Backend(script(xclient=xclient)))]
+        self.weir_with([("b0", self.backends[0], {"identity": "xclient"})],
+                       health={"interval": "1h"}, weir={"workers": 1})
+        self.several(1)
+
+    def test_a_client_refused_at_xclient_ends_no_reuse(self):
+        # Postfix with smtpd_delay_reject = no
+        self.told(lambda peer: "554 5.7.1 <bad.test[127.0.0.1]>: Client host "
+                               "rejected: Access denied")
+        with self.assertRaises(smtp.Refused):
+            self.send(mail.Message("bad"), name="bad.test")
+        self.several(2, "n")
+        self.assertEqual(self.mails(), [["m0"], ["n0", "n1"]])
+
+    def test_who_takes_xclient_but_once_is_not_asked_again(self):
+        self.told(lambda peer: "550 5.7.0 Error: insufficient authorization"
+                  if any(line[:4] == "MAIL" for line in peer.lines)
+                  else "220 fake.test ESMTP")
+        self.send(mail.Message("bad"), name="bad.test")
+        self.several(2, "n")
+        self.assertEqual(self.mails(), [["m0"], ["bad"], ["n0"], ["n1"]])
+
     def test_never_after_an_error_reply(self):
         for why, keys in {"MAIL": {"mail": "550 5.7.1 no"},
                           "RCPT": {"rcpt": "550 5.1.1 no"},
