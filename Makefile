@@ -120,6 +120,8 @@ NEEDS_histogram := tests/histogram.c
 NEEDS_quantity  := tests/quantity.c
 NEEDS_stretch   := tests/stretch.c
 NEEDS_load_limit := tests/load_limit.c
+NEEDS_load_login := tests/load_login.c
+NEEDS_cert      := tests/cert.c
 NEEDS_session   := $(addprefix proxy/,session.c session_body.c \
                      session_auth.c session_command.c session_hold.c \
                      session_tcp.c \
@@ -162,6 +164,8 @@ LIBS_inspect := -linih -lssl -lcrypto
 LIBS_histogram := -lm
 LIBS_limit_model := -lm
 LIBS_quantity := -lm
+LIBS_load_login := -lcrypto
+LIBS_cert := -lcrypto
 LIBS_tls := -lssl -lcrypto
 LIBS_tls_context := $(LIBS_tls)
 LIBS_tls_store := $(LIBS_tls)

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
@@ -118,7 +119,8 @@ int cert_write(const char *path, X509 *cert, EVP_PKEY *key)
 
 	if (fd < 0)
 		return -errno;
-	FILE *out = fdopen(fd, "w");
+	/* It may have been there, and open to all. */
+	FILE *out = fchmod(fd, 0600) == 0 ? fdopen(fd, "w") : NULL;
 
 	if (out == NULL) {
 		int error = errno;
