@@ -535,6 +535,8 @@ static void check_options(const struct load_options *o)
 		errx(1, "--tls-version, --sni, --resume and --handshakes need "
 			"--tls or --starttls");
 	}
+	if (o->handshakes && o->idle > 0)
+		errx(1, "--handshakes: not with --idle");
 	if (o->storm && (!o->handshakes || o->rate > 0 || o->sessions > 0))
 		errx(1, "--storm: all of --handshakes at once, not with -r "
 			"or -c");

@@ -390,6 +390,7 @@ class Usage(unittest.TestCase):
                         ("--handshakes", "3"), ("--tls-version", "1.3"),
                         ("--tls", "--tls-version", "1.1"),
                         ("--tls", "--handshakes", "3", "--storm", "-c", "2"),
+                        ("--tls", "--handshakes", "3", "--idle", "2"),
                         ("--auth", "joe"), ("--auth", ":x"),
                         ("--tls", "--resume=101")):
             with self.subTest(options=options):
