@@ -198,6 +198,7 @@ FUZZ_NEEDS_session := $(SIM_CORE) $(wildcard tests/fuzz/session_*.c) \
 FUZZ_LDFLAGS_session := -Wl,--wrap=config_parse_text $(LIBS_tls)
 FUZZ_NEEDS_tls := $(NEEDS_tls)
 FUZZ_NEEDS_upstream := $(NEEDS_upstream)
+FUZZ_NEEDS_tcp := $(NEEDS_tcp)
 FUZZ_LDFLAGS_tls := $(LIBS_tls)
 $(FUZZERS:%=$(B)/fuzz_%): $(B)/fuzz_%: $(B)/tests/fuzz/fuzz_%.o \
 		$$(call obj,$$(or $$(FUZZ_NEEDS_$$*),$(PURE)))

@@ -60,10 +60,8 @@ static enum tcp_seen blind(struct tcp_watch *t, enum tcp_opaque why)
 
 bool tcp_is_hello(const void *buf, size_t len)
 {
-	const uint8_t *octets = buf;
-
-	/* ContentType handshake; what follows is 3.x in all versions. */
-	return len > 0 && octets[0] == 0x16 && (len == 1 || octets[1] == 3);
+	/* ContentType handshake; no command begins so. */
+	return len > 0 && *(const uint8_t *)buf == 0x16;
 }
 
 bool tcp_is_idle(const struct tcp_watch *t)

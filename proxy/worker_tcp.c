@@ -362,23 +362,6 @@ static void end_way(struct relay *r, enum way which)
 	r->way[which].ended = true;
 }
 
-/* The FIN of one side for the other, behind all that is queued. */
-static void pass_fins(struct worker *w, struct client *c, struct server *v)
-{
-	struct relay *r = relay_of(w, c);
-
-	if (r->way[UP].ended && !r->way[UP].passed && v->out.first == NULL) {
-		r->way[UP].passed = true;
-		io_shutdown(w->io, v->socket);
-	}
-	if (r->way[DOWN].ended && !r->way[DOWN].passed &&
-	    c->out.first == NULL) {
-		r->way[DOWN].passed = true;
-		io_shutdown(w->io, c->socket);
-		c->fin_sent = true;
-	}
-}
-
 static bool is_done(struct worker *w, struct client *c, struct server *v)
 {
 	const struct relay *r = relay_of(w, c);
@@ -386,6 +369,25 @@ static bool is_done(struct worker *w, struct client *c, struct server *v)
 	return r->way[UP].passed && r->way[DOWN].passed &&
 	       io_unsent(w->io, c->socket) == 0 &&
 	       io_unsent(w->io, v->socket) == 0;
+}
+
+/* The FIN of one side for the other, behind all that is queued. */
+static void pass_fins(struct worker *w, struct client *c, struct server *v)
+{
+	struct relay *r = relay_of(w, c);
+
+	if (r->way[UP].ended && !r->way[UP].passed && v->out.first == NULL) {
+		r->way[UP].passed = true;
+		/* The close that follows at once says it as well. */
+		if (!is_done(w, c, v))
+			io_shutdown(w->io, v->socket);
+	}
+	if (r->way[DOWN].ended && !r->way[DOWN].passed &&
+	    c->out.first == NULL) {
+		r->way[DOWN].passed = true;
+		io_shutdown(w->io, c->socket);
+		c->fin_sent = true;
+	}
 }
 
 /* Between two commands weir may say goodbye. */

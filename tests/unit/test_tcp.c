@@ -272,12 +272,12 @@ static void streams_are_followed_however_they_are_cut(void **state)
 	}
 }
 
-static void a_tls_hello_is_known_by_its_first_octets(void **state)
+static void a_tls_hello_is_known_by_its_first_octet(void **state)
 {
 	(void)state;
 	assert_true(tcp_is_hello("\x16\x03\x01", 3));
 	assert_true(tcp_is_hello("\x16", 1));
-	assert_false(tcp_is_hello("\x16\x04", 2));
+	assert_false(tcp_is_hello("\x15\x03", 2));
 	assert_false(tcp_is_hello("EHLO", 4));
 	assert_false(tcp_is_hello("", 0));
 }
@@ -431,7 +431,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(streams_are_followed_however_they_are_cut),
-		cmocka_unit_test(a_tls_hello_is_known_by_its_first_octets),
+		cmocka_unit_test(a_tls_hello_is_known_by_its_first_octet),
 		cmocka_unit_test(the_client_s_name_and_its_quit_are_read),
 		cmocka_unit_test(what_a_reply_answers_is_known_before_it_comes),
 		cmocka_unit_test(too_many_commands_at_once_are_not_followed),
