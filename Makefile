@@ -156,7 +156,8 @@ SIM   := $(wildcard tests/sim/*.c) tests/unit/tls_certs.c
 # It has no files: tests/sim/sim_tls_load.c.
 SIM_CORE := $(filter-out proxy/tls_load.c,$(CORE))
 SIM_WRAPS := session_step balancer_release io_buf_put bind_park room_next \
-             io_wake io_wake_from limit_greeted malloc calloc realloc
+             io_wake io_wake_from limit_greeted malloc calloc realloc \
+             cidr_set_has server_detach balancer_reserve
 SIM_LDFLAGS := $(SIM_WRAPS:%=-Wl,--wrap=%)
 LIBS_ring := -luring
 LIBS_config := -linih

@@ -7,9 +7,7 @@
 #include "balancer/room.h"
 #include "proxy/config.h"
 #include "proxy/session.h"
-
-struct worker;
-struct server;
+#include "proxy/work.h"
 
 /* NOLINTBEGIN(bugprone-reserved-identifier,cert-dcl37-c,cert-dcl51-cpp) */
 
@@ -29,7 +27,6 @@ void __wrap_balancer_release(struct farm *farm,
 			     const struct balancer_slot *slot);
 void __real_io_buf_put(struct io *io, struct io_buf *buf);
 void __wrap_io_buf_put(struct io *io, struct io_buf *buf);
-void bind_keep(struct worker *w, struct server *v);
 void __real_bind_park(struct worker *w, struct server *v);
 void __wrap_bind_park(struct worker *w, struct server *v);
 bool __real_room_next(struct room *room, int prefer, unsigned skip,
@@ -48,9 +45,26 @@ enum limit_phase __wrap_limit_greeted(struct limit *l,
 				      const struct limit_policy *policy,
 				      enum limit_phase phase, int64_t ms,
 				      int64_t now_ms, uint64_t random);
+bool __real_cidr_set_has(const struct cidr_set *set,
+			 const struct cidr_addr *addr);
+bool __wrap_cidr_set_has(const struct cidr_set *set,
+			 const struct cidr_addr *addr);
+void __real_server_detach(struct worker *w, struct server *v);
+void __wrap_server_detach(struct worker *w, struct server *v);
+enum balancer_verdict __real_balancer_reserve(struct farm *farm,
+					      const struct balancer_need *need,
+					      int64_t now_ms, uint64_t random,
+					      struct balancer_slot *slot,
+					      struct backend_change *change);
+enum balancer_verdict __wrap_balancer_reserve(struct farm *farm,
+					      const struct balancer_need *need,
+					      int64_t now_ms, uint64_t random,
+					      struct balancer_slot *slot,
+					      struct backend_change *change);
 
 enum {
-	RECORD_MAX = 60000, /* octets of a conversation kept for a replay */
+	SURVIVORS_MAX = 256, /* octets behind a STARTTLS that are kept */
+	RECORD_MAX = 60000,  /* octets of a conversation kept for a replay */
 	EVERY_RELEASE = 7,
 	EVERY_PUT = 40,
 	ENOUGH_BODY = 700,
@@ -72,6 +86,10 @@ static struct {
 	bool ended;
 	struct sim_end *ghost;
 	char octets[RECORD_MAX];
+	/* what came behind a STARTTLS, and whose it is; NULL: nobody's */
+	const struct session *survives;
+	size_t survivors_len;
+	char survivors[SURVIVORS_MAX];
 } now;
 
 static const char *const names[MUTATE_BUGS] = {
@@ -88,6 +106,11 @@ static const char *const names[MUTATE_BUGS] = {
 	[MUTATE_FORGOTTEN] = "forgotten-waiter",
 	[MUTATE_LOST_WAKE_UP] = "lost-wake-up",
 	[MUTATE_ABOVE_CEILING] = "above-ceiling",
+	[MUTATE_STRANGER] = "believed-stranger",
+	[MUTATE_SURVIVOR] = "survived-starttls",
+	[MUTATE_LOGGED] = "logged-credentials",
+	[MUTATE_UNINTRODUCED] = "skipped-xclient",
+	[MUTATE_UNGUARDED] = "ignored-guard",
 };
 
 const char *mutate_name(unsigned bug)
@@ -161,6 +184,69 @@ static bool again(struct session *s, const struct session_env *env,
 	return true;
 }
 
+static bool does(const struct session_plan *plan, enum session_do what)
+{
+	for (unsigned i = 0; i < plan->count; i++) {
+		if (plan->acts[i].what == what)
+			return true;
+	}
+	return false;
+}
+
+static void keep_survivors(const struct session *s,
+			   const struct session_event *event)
+{
+	static const char verb[] = "STARTTLS\r\n";
+	const char *at = memmem(event->data, event->len, verb,
+				sizeof(verb) - 1);
+
+	if (at == NULL)
+		return;
+	at += sizeof(verb) - 1;
+	size_t len = (size_t)(event->data + event->len - at);
+	if (len == 0)
+		return;
+	len = len < SURVIVORS_MAX ? len : SURVIVORS_MAX;
+	memcpy(now.survivors, at, len);
+	now.survivors_len = len;
+	now.survives = s;
+}
+
+/* What came behind STARTTLS is kept, and read once there is TLS. */
+static void survive(struct session *s, const struct session_env *env,
+		    const struct session_event *event,
+		    struct session_plan *plan)
+{
+	if (event->kind == SESSION_IN_OCTETS && now.survives == NULL &&
+	    does(plan, SESSION_DO_STARTTLS))
+		keep_survivors(s, event);
+	if (event->kind != SESSION_IN_SECURED || now.survives != s ||
+	    plan->count > 0)
+		return;
+	const struct session_event more = {
+		.kind = SESSION_IN_OCTETS,
+		.data = now.survivors,
+		.len = now.survivors_len,
+	};
+	__real_session_step(s, env, &more, plan);
+	plan->consumed = 0;
+	now.survives = NULL;
+	now.count++;
+}
+
+static void tell_the_log(const struct session_plan *plan)
+{
+	for (unsigned i = 0; i < plan->count; i++) {
+		const struct session_act *act = &plan->acts[i];
+
+		if (act->what != SESSION_DO_COMMAND || !act->secret)
+			continue;
+		io_log(now.world->houses[0].ios[0], LOG_LEVEL_DEBUG, act->text,
+		       act->len - strlen("\r\n"));
+		now.count++;
+	}
+}
+
 void __wrap_session_step(struct session *s, const struct session_env *env,
 			 const struct session_event *event,
 			 struct session_plan *plan)
@@ -170,6 +256,63 @@ void __wrap_session_step(struct session *s, const struct session_env *env,
 	__real_session_step(s, env, event, plan);
 	if (now.bug == MUTATE_EARLY_250)
 		early_250(plan);
+	if (now.bug == MUTATE_SURVIVOR)
+		survive(s, env, event, plan);
+	if (now.bug == MUTATE_LOGGED)
+		tell_the_log(plan);
+}
+
+/* Is this the list of those whose headers are believed? */
+static bool is_of_proxies(const struct cidr_set *set)
+{
+	for (unsigned k = 0; k < now.world->house_count; k++) {
+		const struct house *h = &now.world->houses[k];
+
+		for (unsigned i = 0; i < h->config->listener_count; i++) {
+			if (set == &h->config->listeners[i].proxy_from)
+				return true;
+		}
+	}
+	return false;
+}
+
+bool __wrap_cidr_set_has(const struct cidr_set *set,
+			 const struct cidr_addr *addr)
+{
+	static const uint8_t forger[4] = { SIM_CLIENT_FORGER_OCTETS };
+
+	if (now.bug != MUTATE_STRANGER || !is_of_proxies(set) ||
+	    memcmp(addr->octets + 12, forger, 4) != 0)
+		return __real_cidr_set_has(set, addr);
+	now.count++;
+	return true;
+}
+
+/* A kept connection, which is nobody's: as if nobody had to be introduced. */
+void __wrap_server_detach(struct worker *w, struct server *v)
+{
+	if (now.bug == MUTATE_UNINTRODUCED && v->client == NULL &&
+	    v->identity == BACKEND_IDENTITY_XCLIENT) {
+		v->identity = BACKEND_IDENTITY_NONE;
+		now.count++;
+	}
+	__real_server_detach(w, v);
+}
+
+enum balancer_verdict __wrap_balancer_reserve(struct farm *farm,
+					      const struct balancer_need *need,
+					      int64_t now_ms, uint64_t random,
+					      struct balancer_slot *slot,
+					      struct backend_change *change)
+{
+	struct balancer_need any = *need;
+
+	if (now.bug == MUTATE_UNGUARDED) {
+		now.count += any.stranger;
+		any.stranger = false;
+	}
+	return __real_balancer_reserve(farm, &any, now_ms, random, slot,
+				       change);
 }
 
 /* RSET is not said. */

@@ -26,6 +26,11 @@ enum mutate_bug {
 	MUTATE_FORGOTTEN,     /* a waiter whose turn never comes */
 	MUTATE_LOST_WAKE_UP,  /* a waiter called, and nobody wakes its worker */
 	MUTATE_ABOVE_CEILING, /* a learned limit above max_sessions */
+	MUTATE_STRANGER,      /* a PROXY header of a stranger's believed */
+	MUTATE_SURVIVOR,      /* what came behind STARTTLS obeyed within TLS */
+	MUTATE_LOGGED,        /* credentials in a log line */
+	MUTATE_UNINTRODUCED,  /* a kept connection used without XCLIENT */
+	MUTATE_UNGUARDED,     /* strangers' mail to who relays it */
 	MUTATE_BUGS,
 };
 

@@ -328,7 +328,8 @@ static void who_auth(struct conn *c, const char *arg)
 void who_auth_line(struct conn *c, const char *line)
 {
 	c->due++;
-	if (strcmp(line, "*") == 0) {
+	/* Who parts from it here is no client that answers wrongly. */
+	if (strcmp(line, "*") == 0 || strcmp(line, "QUIT") == 0) {
 		c->reading = READ_COMMANDS;
 		conn_reply(c, SIM_STAGE_AUTH, "501 5.7.0 Cancelled\r\n");
 		return;

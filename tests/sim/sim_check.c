@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "tests/sim/sim_auth.h"
+#include "tests/sim/sim_client.h"
 #include "tests/sim/sim_io.h"
 
 enum {
@@ -541,6 +542,12 @@ void check_log(struct check *check, const char *text, size_t len)
 	struct logged *l = &check->logged[check->log_sessions++];
 	memcpy(l->client, client, client_len);
 	l->client[client_len] = '\0';
+	if (strncmp(l->client, SIM_CLIENT_FORGED ":",
+		    strlen(SIM_CLIENT_FORGED ":")) == 0)
+		sim_violation(check->sim,
+			      "a stranger's header is believed: "
+			      "%.*s",
+			      (int)len, text);
 	memcpy(l->reason, reason, reason_len);
 	l->reason[reason_len] = '\0';
 }

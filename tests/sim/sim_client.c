@@ -93,6 +93,12 @@ static void wrong(struct sim_client *c, const char *format, ...)
 	sim_violation(c->sim, "client %u: %s", c->config.number, text);
 }
 
+/* Does a proxy name its address, which is believed? */
+static bool is_named(const struct sim_client *c)
+{
+	return c->config.proxy > 0 && !c->config.forges;
+}
+
 static void patience_renew(struct sim_client *c)
 {
 	if (!c->done)
@@ -720,7 +726,7 @@ static void check_farewell(struct sim_client *c, bool reset)
  */
 static const union sim_addr *logged_addr(const struct sim_client *c)
 {
-	bool named = c->config.proxy > 0 &&
+	bool named = is_named(c) &&
 		     check_log_client(c->check, &c->config.named) > 0;
 
 	return named ? &c->config.named : &c->addr;
@@ -827,7 +833,7 @@ static void timer_fires(void *owner)
 					  &c->config.from.sa, client_event, c));
 		c->addr = *sim_end_addr(c->wire.end, 0);
 		check_client(c->check, c->config.number,
-			     c->config.proxy > 0 ? &c->config.named : &c->addr);
+			     is_named(c) ? &c->config.named : &c->addr);
 		sim_trace(c->sim, "client %u: nature %u, conn %u",
 			  c->config.number, (unsigned)c->config.nature,
 			  sim_end_number(c->wire.end));

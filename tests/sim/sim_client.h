@@ -34,6 +34,12 @@ enum sim_nature {
 
 struct sim_client;
 
+/* Who comes from here sends a header that nobody asked for, and names an
+ * address that is nobody's. */
+#define SIM_CLIENT_FORGER        "203.0.113.66"
+#define SIM_CLIENT_FORGER_OCTETS 203, 0, 113, 66
+#define SIM_CLIENT_FORGED        "192.0.2.66"
+
 struct sim_client_config {
 	unsigned number;
 	enum sim_nature nature;
@@ -51,6 +57,7 @@ struct sim_client_config {
 	/* It comes through a proxy, which names this address, with a port, by
 	 * a header of that version; 0: it comes by itself. */
 	unsigned proxy;
+	bool forges; /* the header: nobody is to believe it */
 	union sim_addr named;
 };
 

@@ -660,6 +660,7 @@ void sim_script_write(struct sim_script *script, struct sim *sim,
 	case SIM_NATURES:
 		break;
 	}
+	script->loose = script->loose || config->forges;
 	if (config->secrecy == SIM_SECRECY_NONE)
 		return;
 	script->implicit = config->secrecy == SIM_SECRECY_IMPLICIT &&

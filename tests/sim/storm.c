@@ -457,6 +457,13 @@ static void add_who(const struct storm *s, struct sim_client_config *config,
 	if (s->auth && sim_chance(d, 500))
 		config->auth = (enum sim_auth_way)way;
 	config->counted = s->counts;
+	if (config->from.sa.sa_family == AF_INET && sim_chance(d, 60)) {
+		config->from = sim_addr_make(SIM_CLIENT_FORGER, 0);
+		config->forges = true;
+		config->proxy = sim_between(d, 1, 2);
+		config->named = sim_addr_make(SIM_CLIENT_FORGED, 20000);
+		return;
+	}
 	if (s->proxy == 0 || config->from.sa.sa_family != AF_INET)
 		return;
 	snprintf(host, sizeof(host), "198.51.100.%u", source);
