@@ -321,11 +321,11 @@ static void body(struct worker *w, struct client *c,
 		server_sent(w, v, BUSY_STAGE_EOD);
 }
 
+/* Whether there is one was settled at the login, whatever a reload says. */
 static void renew_trace(struct worker *w, struct client *c)
 {
-	struct session_event bound = bind_event(w, c, c->server, true);
-
-	c->session.trace_len = bound.trace_len;
+	if (c->session.trace_len > 0)
+		c->session.trace_len = (unsigned)hold_trace_len(w, c);
 }
 
 static void command(struct worker *w, struct client *c,

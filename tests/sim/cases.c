@@ -55,8 +55,14 @@ static const char *or_usual(const char *text, const char *usual)
 	return text != NULL ? text : usual;
 }
 
-static void write_config(const struct scene *s, bool b0, unsigned command_s,
-			 char *text, size_t size)
+static const char *b0_config(const struct scene *s)
+{
+	return or_usual(s->b0_config, "max_sessions = 50\nweight = 1000\n");
+}
+
+/* b0: what is said of it; NULL: it is not there. */
+static void write_config(const struct scene *s, const char *b0,
+			 unsigned command_s, char *text, size_t size)
 {
 	int n = snprintf(text, size,
 			 "[weir]\nhostname = mx.test\nlog_level = debug\n"
@@ -94,11 +100,9 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 	if (s->room != NULL)
 		n += snprintf(text + n, size - (size_t)n, "[room]\n%s",
 			      s->room);
-	if (b0) {
+	if (b0 != NULL) {
 		n += snprintf(text + n, size - (size_t)n,
-			      "[backend b0]\naddress = 10.0.0.1:25\n%s",
-			      or_usual(s->b0_config,
-				       "max_sessions = 50\nweight = 1000\n"));
+			      "[backend b0]\naddress = 10.0.0.1:25\n%s", b0);
 	}
 	n += snprintf(
 		text + n, size - (size_t)n,
@@ -111,7 +115,10 @@ static void write_config(const struct scene *s, bool b0, unsigned command_s,
 
 static void reload(struct play *p, bool b0)
 {
-	write_config(p->scene, b0, 9, p->config, sizeof(p->config));
+	const struct scene *s = p->scene;
+	const char *config = or_usual(s->b0_reloaded, b0_config(s));
+
+	write_config(s, b0 ? config : NULL, 9, p->config, sizeof(p->config));
 	if (!world_reload(&p->world, p->config))
 		sim_violation(p->world.sim, "the reload was refused");
 }
@@ -292,7 +299,7 @@ static bool raise_curtain(struct play *p, FILE *trace)
 {
 	const struct scene *s = p->scene;
 
-	write_config(s, true, 10, p->config, sizeof(p->config));
+	write_config(s, b0_config(s), 10, p->config, sizeof(p->config));
 	if (!world_start(&p->world, SEED, &smooth, p->config,
 			 s->workers > 0 ? s->workers : 1, trace))
 		return false;

@@ -139,6 +139,10 @@ const struct scene who_scenes[] = {
 { "auth-pinned", "A4", "all mail of the session stays with that server", BOTH, .listener = ALWAYS,
   .talk = { HELLO "auth plain 0\n< 235\n" MESSAGE MESSAGE MAIL "< 250\n> RSET\n< 250\n" MESSAGE BYE },
   .b0_takes = 3, .b0_conns = 1, .got = "[authenticated]" },
+{ "auth-traced-reload", "A4", "its mail has a field as long as it lasts, chunks, too", BOTH,
+  .listener = ALWAYS, .b0_config = FARM "identity = header\n", .b0_reloaded = FARM,
+  .talk = { HELLO "auth plain 0\n< 235\n" MESSAGE "! reload\nwait 500\n" MAIL "< 250\n" RCPT
+	    "< 250\n> BDAT 12 LAST\n>> 0123456789\\r\\n\n< 250\n" MESSAGE BYE }, .b0_takes = 3 },
 { "auth-not-shared", "A4", "and is nobody else's", BOTH, .listener = ALWAYS, .b0_config = FARM "reuse = on\n",
   .talk = { HELLO "auth plain 0\n< 235\n" MESSAGE BYE, "later 1000\n" HELLO MESSAGE BYE },
   .b0_takes = 2, .b0_conns = 2 },
