@@ -129,11 +129,11 @@ struct client {
 	struct work_queue in;  /* received, not yet consumed */
 	struct work_queue out; /* to be sent */
 	struct work_tls tls;
-	bool tls_due;    /* begins when all is sent; till then nothing that
+	bool tls_due;     /* begins when all is sent; till then nothing that
 			    comes counts */
 	bool tls_awaited; /* it begins with the first octets, in its turn */
 	bool secured;     /* the session was told so */
-	bool tls_broken; /* the session was told so */
+	bool tls_broken;  /* the session was told so */
 	/* A handshake comes before the greeting, until then; 0: it does not. */
 	int64_t tls_by_ms;
 	enum admission_verdict verdict; /* meanwhile */

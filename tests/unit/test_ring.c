@@ -49,7 +49,7 @@ struct way {
 /* clang-format off */
 static const struct way ways[] = {
 	{ "as in the product",
-	  { 1024, 16384, ALL_GIVEN, UINT_MAX, 64, false, false, true, true } },
+	  { 1024, 16384, ALL_GIVEN, UINT_MAX, 16, false, false, true, true } },
 	{ "receives that stand, as in Linux 6.17",
 	  { 1024, 16384, ALL_GIVEN, UINT_MAX, 64, true, true, true, true } },
 	{ "Linux 6.1: no bundles either, iowait counted",
