@@ -125,14 +125,22 @@ void relay_log(struct worker *w, const struct client *c)
 
 /* ---- time ---- */
 
-/* How long nothing may move. */
-static int64_t patience_ms(struct worker *w, const struct relay *r)
+/* The backend has ended, and the client has been sent all of it. */
+static bool has_all(struct worker *w, const struct client *c)
 {
+	return relay_of(w, c)->way[DOWN].passed &&
+	       io_unsent(w->io, c->socket) == 0;
+}
+
+/* How long nothing may move. */
+static int64_t patience_ms(struct worker *w, const struct client *c)
+{
+	const struct relay *r = relay_of(w, c);
 	const struct config_timeouts *t = &w->config->timeouts;
 	int64_t wait_ms = t->command_ms;
 
-	if (r->way[DOWN].ended)
-		return WORK_LINGER_MS; /* whatever the client still says */
+	if (has_all(w, c))
+		return WORK_LINGER_MS; /* whatever it still says */
 	if (w->stressed && tcp_is_idle(&r->watch))
 		return t->stress_command_ms;
 	if (tcp_awaits(&r->watch) == BUSY_STAGE_EOD &&
@@ -143,8 +151,7 @@ static int64_t patience_ms(struct worker *w, const struct relay *r)
 
 static void moved(struct worker *w, struct client *c)
 {
-	session_relay_moved(&c->session, &w->env,
-			    patience_ms(w, relay_of(w, c)));
+	session_relay_moved(&c->session, &w->env, patience_ms(w, c));
 }
 
 void relay_timeout(struct worker *w, struct client *c)
@@ -155,7 +162,7 @@ void relay_timeout(struct worker *w, struct client *c)
 	const char *text = NULL;
 	enum stats_close reason = STATS_CLOSE_CLIENT_TIMEOUT;
 
-	if (r->way[DOWN].ended) {
+	if (has_all(w, c)) {
 		client_relay_over(w, c, reason_of(r), NULL);
 		return;
 	}
@@ -387,6 +394,7 @@ static void pass_fins(struct worker *w, struct client *c, struct server *v)
 		r->way[DOWN].passed = true;
 		io_shutdown(w->io, c->socket);
 		c->fin_sent = true;
+		moved(w, c);
 	}
 }
 
