@@ -207,19 +207,20 @@ struct server {
 	bool greeted; /* with 220, and that was noted */
 	bool told;    /* by XCLIENT who the client is */
 	bool receiving;
-	bool lingering;      /* stays for its client's next message */
-	bool kept;           /* idle, for anybody's next message */
-	bool clearing;       /* RSET was said: then it is kept */
-	bool own_name;       /* EHLO said weir's name, not a client's */
-	bool tainted;        /* has said an error: for nobody else */
-	bool yielding;       /* parted from so that its slot is free */
-	bool relays;         /* mode = tcp: its client speaks with it */
-	bool ending;         /* io_close() or io_abort() was called */
-	uint32_t served;     /* messages that went over it */
-	int64_t greet_by_ms; /* connected: when to ask how long to wait */
-	int64_t begun_ms;    /* the connect */
-	int64_t until_ms;    /* lingering or kept: until then */
-	int64_t sent_ms;     /* last progress of sending */
+	bool lingering;   /* stays for its client's next message */
+	bool kept;        /* idle, for anybody's next message */
+	bool clearing;    /* RSET was said: then it is kept */
+	bool own_name;    /* EHLO said weir's name, not a client's */
+	bool tainted;     /* has said an error: for nobody else */
+	bool yielding;    /* parted from so that its slot is free */
+	bool relays;      /* mode = tcp: its client speaks with it */
+	bool ending;      /* io_close() or io_abort() was called */
+	uint32_t served;  /* messages that went over it */
+	int64_t ask_ms;   /* connected, not ready: when to ask how long to
+				wait */
+	int64_t begun_ms; /* the connect */
+	int64_t until_ms; /* lingering or kept: until then */
+	int64_t sent_ms;  /* last progress of sending */
 	char name[SMTP_DOMAIN_MAX + 1];
 	struct upstream upstream;
 };

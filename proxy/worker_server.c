@@ -139,6 +139,27 @@ static bool is_sending(struct worker *w, const struct server *v)
 	return v->out.octets > 0 || io_unsent(w->io, v->socket) > 0;
 }
 
+/* It is connected, and a client waits for what it says before MAIL. */
+static bool is_awaited(const struct server *v)
+{
+	if (v->relays || v->served > 0)
+		return false;
+	switch (v->upstream.state) {
+	case UPSTREAM_GREETING:
+	case UPSTREAM_EHLO:
+	case UPSTREAM_HELO:
+	case UPSTREAM_STARTTLS:
+	case UPSTREAM_TLS:
+	case UPSTREAM_XCLIENT:
+		return true;
+	case UPSTREAM_CONNECTING:
+	case UPSTREAM_READY:
+	case UPSTREAM_QUITTING:
+		break;
+	}
+	return false;
+}
+
 void server_set_timer(struct worker *w, struct server *v)
 {
 	int64_t at_ms = v->relays ? INT64_MAX : v->upstream.deadline_ms;
@@ -147,9 +168,8 @@ void server_set_timer(struct worker *w, struct server *v)
 		return;
 	if (v->until_ms < at_ms)
 		at_ms = v->until_ms;
-	if (v->upstream.state == UPSTREAM_GREETING && !v->relays &&
-	    v->greet_by_ms < at_ms)
-		at_ms = v->greet_by_ms;
+	if (is_awaited(v) && v->ask_ms < at_ms)
+		at_ms = v->ask_ms;
 	if (is_sending(w, v)) {
 		int64_t stuck_ms = v->sent_ms +
 				   w->config->timeouts.backend_send_ms;
@@ -1080,7 +1100,8 @@ void server_reset(struct worker *w, struct server *v)
  */
 static int64_t patience_ms(struct worker *w, const struct server *v)
 {
-	int64_t most_ms = w->timeouts.greeting_ms;
+	/* Behind its greeting the time of each reply runs, and no other. */
+	int64_t most_ms = v->greeted ? INT64_MAX / 2 : w->timeouts.greeting_ms;
 	int64_t share_ms = w->config->farm.budget_ms * 2 / 3;
 
 	/* If another one has room, some time is left for it. */
@@ -1089,7 +1110,7 @@ static int64_t patience_ms(struct worker *w, const struct server *v)
 	    balancer_foresee(w->weir->farm, &v->client->need, w->now_ms) ==
 		    BALANCER_PICKED)
 		most_ms = share_ms;
-	if (is_told_first(v))
+	if (v->greeted || is_told_first(v))
 		return most_ms;
 	return balancer_patience_ms(w->weir->farm, &v->slot, most_ms);
 }
@@ -1097,7 +1118,7 @@ static int64_t patience_ms(struct worker *w, const struct server *v)
 static void await_greeting(struct worker *w, struct server *v)
 {
 	upstream_connected(&v->upstream, w->now_ms);
-	v->greet_by_ms = w->now_ms + WORK_GREETING_MS;
+	v->ask_ms = w->now_ms + WORK_GREETING_MS;
 }
 
 /* Has it been silent for too long?  Else when to ask again is set. */
@@ -1107,9 +1128,9 @@ static bool is_silent(struct worker *w, struct server *v)
 
 	if (w->now_ms >= by_ms)
 		return true;
-	v->greet_by_ms = w->now_ms + WORK_GREETING_MS < by_ms
-				 ? w->now_ms + WORK_GREETING_MS
-				 : by_ms;
+	v->ask_ms = w->now_ms + WORK_GREETING_MS < by_ms
+			    ? w->now_ms + WORK_GREETING_MS
+			    : by_ms;
 	return false;
 }
 
@@ -1219,9 +1240,8 @@ void server_timer(struct worker *w, struct server *v)
 		server_quit(w, v);
 		return;
 	}
-	if (u->state == UPSTREAM_GREETING && w->now_ms >= v->greet_by_ms &&
-	    is_silent(w, v)) {
-		failed(w, v, BALANCER_SILENT);
+	if (is_awaited(v) && w->now_ms >= v->ask_ms && is_silent(w, v)) {
+		failed(w, v, v->greeted ? BALANCER_STALLED : BALANCER_SILENT);
 		return;
 	}
 	if (w->now_ms < u->deadline_ms) {

@@ -14,6 +14,10 @@
 #define MESSAGE  TURN BODY "< 250\n"
 #define HASTY    "handshake = 2s\ncommand = 10s\ndata = 10s\nsend = 10s\n" \
 		 "backend_connect = 2s\nbackend_greeting = 2s\nbackend_helo = 2s\n"
+/* As they are by themselves: each longer than the time there is for MAIL. */
+#define LONG     "command = 60s\n"
+#define BUDGET   "tries = 3\nbudget = 20s\n"
+#define SLOWLY   HELLO MAIL "mark\n< 250\nsoon 15000\n" RCPT "< 250\n" BODY "< 250\n" BYE
 #define EVIL     "MAIL FROM:<injected@evil.test>\\r\\n"
 #define FARM     "max_sessions = 50\nweight = 1000\n"
 #define MUST     FARM "tls = required\n"
@@ -277,6 +281,14 @@ const struct scene tls_scenes[] = {
   .b1_takes = 1 },
 { "farm-starttls-silence", "O1", "or says nothing", .talk = { SEND }, .b0_config = MUST, .b0 = { DO(SILENCE, STARTTLS) },
   .b1_takes = 1 },
+{ "farm-shakes-late", "O1", "who stalls there leaves time for another", .talk = { SLOWLY }, .b0_config = MUST,
+  .timeouts = LONG, .farm = BUDGET, .b0 = { DO(SILENCE, HANDSHAKE) }, .b1_takes = 1 },
+{ "farm-shakes-late-implicit", "O1", "from the first octet, too", .talk = { SLOWLY }, .b0_config = INSIDE,
+  .timeouts = LONG, .farm = BUDGET, .b0 = { DO(SILENCE, HANDSHAKE) }, .b1_takes = 1 },
+{ "farm-starttls-late", "O1", "and who stalls at STARTTLS", .talk = { SLOWLY }, .b0_config = MUST,
+  .timeouts = LONG, .farm = BUDGET, .b0 = { DO(SILENCE, STARTTLS) }, .b1_takes = 1 },
+{ "farm-ehlo-late", "O1", "or at EHLO", .talk = { SLOWLY },
+  .timeouts = LONG, .farm = BUDGET, .b0 = { DO(SILENCE, EHLO) }, .b1_takes = 1 },
 { "farm-busy-in-tls", "O2", "a busy reply is hidden in TLS", .talk = { SEND }, .b0_config = INSIDE,
   .b0 = { SAY(BYE, GREET, "421 4.3.2 All server ports are busy\r\n") }, .b1_takes = 1 },
 { "farm-wrong-octet", "O2", "a wrong octet before MAIL is hidden", .talk = { SEND }, .b0_config = MUST,
