@@ -322,6 +322,10 @@ static void body(struct worker *w, struct client *c,
 }
 
 /* Whether there is one was settled at the login, whatever a reload says. */
+/*
+ * Whether a pinned backend gets the trace field was settled at the login; its
+ * length is that of this message.
+ */
 static void renew_trace(struct worker *w, struct client *c)
 {
 	if (c->session.trace_len > 0)
