@@ -100,6 +100,7 @@ static enum kind newest(const struct tcp_watch *t)
 static enum tcp_seen begin_chunk(struct tcp_watch *t,
 				 const struct smtp_command *cmd)
 {
+	t->chunks = true;
 	if (!cmd->size_known)
 		return blind(t, TCP_STRANGE);
 	t->chunk_left = cmd->size;

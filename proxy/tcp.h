@@ -75,6 +75,7 @@ struct tcp_watch {
 	uint32_t line_len;     /* private: octets of the line so far */
 	uint16_t head_len;     /* private */
 	uint16_t helo_len;     /* 0: none was read */
+	bool chunks;           /* the client has said BDAT */
 	bool chunk_last;       /* private */
 	struct smtp_body body; /* private */
 	uint8_t kinds[TCP_PIPELINE_MAX];

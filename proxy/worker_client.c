@@ -321,7 +321,6 @@ static void body(struct worker *w, struct client *c,
 		server_sent(w, v, BUSY_STAGE_EOD);
 }
 
-/* Whether there is one was settled at the login, whatever a reload says. */
 /*
  * Whether a pinned backend gets the trace field was settled at the login; its
  * length is that of this message.

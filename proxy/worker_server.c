@@ -1008,7 +1008,9 @@ void server_relay_replied(struct worker *w, struct server *v,
 		return;
 	v->upstream.stage = stage;
 	v->upstream.reply = *reply;
-	(void)judge(w, v);
+	/* Before MAIL a 5xx is about what the client said, and not weir. */
+	if (reply->code < 500 || stage >= BUSY_STAGE_AUTH)
+		(void)judge(w, v);
 	/* What is said of a login may have a part of it in it. */
 	if (stage != BUSY_STAGE_AUTH && (reply->code >= 400 || final))
 		keep_words(c, v);

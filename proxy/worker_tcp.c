@@ -275,6 +275,36 @@ static void take_down(struct worker *w, struct client *c, struct server *v)
 
 /* ---- from the client ---- */
 
+/*
+ * A backend that lets weir say XCLIENT would let any client say it whose words
+ * weir cannot follow: there they must be understood, each of them, until
+ * STARTTLS.  What is no chunk to the backend is commands.
+ */
+static bool is_followed(struct worker *w, const struct relay *r,
+			const struct server *v)
+{
+	const struct backend *b = server_backend(w, v);
+	bool known = atomic_load(&b->ext_known);
+	unsigned ext = atomic_load(&b->ext);
+	bool trusts = !known || (ext & SMTP_EXT_XCLIENT) != 0 ||
+		      backend_identity(b) == BACKEND_IDENTITY_XCLIENT;
+
+	if (!trusts)
+		return true;
+	switch (r->watch.why) {
+	case TCP_CLEAR:
+		return !r->watch.chunks || (ext & SMTP_EXT_CHUNKING) != 0;
+	case TCP_STARTTLS:
+		return true;
+	case TCP_TLS:
+		return backend_tls(b) != BACKEND_TLS_NONE &&
+		       backend_tls_implicit(b);
+	case TCP_STRANGE:
+		break;
+	}
+	return false;
+}
+
 /* All that is there; false: it must not go on. */
 static bool take_up(struct worker *w, struct client *c, struct server *v)
 {
@@ -285,6 +315,8 @@ static bool take_up(struct worker *w, struct client *c, struct server *v)
 
 		if (is_clear(r) && tcp_client_said(&r->watch, buf->data,
 						   buf->len) == TCP_FORBIDDEN)
+			return false;
+		if (!is_followed(w, r, v))
 			return false;
 		/* All of a buffer: that needs no other one. */
 		if (!work_queue_move(w, &c->in, &v->out, buf->len))
@@ -413,10 +445,13 @@ void relay_pump(struct worker *w, struct client *c)
 
 	assert(v != NULL);
 	assert(r->begun);
-	if (!take_up(w, c, v)) {
+	if (!is_followed(w, r, v) || !take_up(w, c, v)) {
 		client_relay_over(w, c, STATS_CLOSE_FOREIGN,
-				  "421 4.7.0 XCLIENT and XFORWARD are not for "
-				  "clients\r\n");
+				  is_followed(w, r, v)
+					  ? "421 4.7.0 XCLIENT and XFORWARD "
+					    "are not for clients\r\n"
+					  : "421 4.7.0 This cannot be relayed "
+					    "to the mail server\r\n");
 		return;
 	}
 	take_down(w, c, v);
