@@ -33,6 +33,7 @@
 enum {
 	FDS_RESERVED = 64, /* log, files, operators */
 	FDS_OF_WORKER = 4, /* without its listeners */
+	FDS_OF_PIPES = 32, /* at most 16, of mode = tcp */
 	SEEN_WAIT_NS = 10000000,
 	PORT_WAIT_NS = 100000000,
 	PORT_TRIES = 20,
@@ -463,7 +464,7 @@ static unsigned descriptors(void)
 
 /*
  * What is left to the log, files, probes and operators, and to each worker:
- * its ring and event fd, and its own listeners.
+ * its ring and event fd, its own listeners, and pipes to splice with.
  */
 static unsigned reserved(const struct weir *weir, const struct config *config)
 {
@@ -471,6 +472,12 @@ static unsigned reserved(const struct weir *weir, const struct config *config)
 
 	for (unsigned i = 0; i < config->listener_count; i++)
 		each += config->listeners[i].listen_count;
+	for (unsigned i = 0; i < config->listener_count; i++) {
+		if (config->listeners[i].mode != CONFIG_MODE_TCP)
+			continue;
+		each += FDS_OF_PIPES;
+		break;
+	}
 	return FDS_RESERVED + config->backend_count + weir->worker_count * each;
 }
 
