@@ -104,6 +104,18 @@ static void forget_relay(struct backend *b)
 	atomic_store(&b->guard_at_ms, 0);
 }
 
+void backend_ask_relay(struct backend *b)
+{
+	if (farm_guard(b->farm) == FARM_GUARD_OFF ||
+	    !backend_identity_hides(backend_identity(b)) ||
+	    backend_relay(b) == BACKEND_RELAY_CLOSED)
+		return;
+	pthread_mutex_lock(&b->mutex);
+	atomic_store(&b->guard_at_ms, 0);
+	ask_soon(b);
+	pthread_mutex_unlock(&b->mutex);
+}
+
 /* So that nothing is counted on that was learned while nobody asked. */
 void farm_set_guard(struct farm *farm, enum farm_guard guard)
 {

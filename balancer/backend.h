@@ -394,6 +394,12 @@ void backend_set_weight(struct backend *b, uint32_t weight);
 void backend_set_max_sessions(struct backend *b, uint32_t max_sessions);
 
 /*
+ * An operator has seen to it: whether it relays for strangers is asked again
+ * at once, unless it is known not to.  The last answer stands until then.
+ */
+void backend_ask_relay(struct backend *b);
+
+/*
  * As in backend_settings; for connections that begin from now on.  Another
  * identity or TLS makes it another backend to the relay guard and to what is
  * known of its certificate: a probe is due at once.

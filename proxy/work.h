@@ -542,6 +542,9 @@ void server_log_shortage(struct worker *w, const struct server *v, int error);
 void server_quit(struct worker *w, struct server *v);
 void server_reset(struct worker *w, struct server *v);
 
+/* v's backend takes XCLIENT but once: its connections are not kept in vain. */
+void server_keep_no_more(struct worker *w, const struct server *v);
+
 /* There may be buffers now. */
 void server_resume(struct worker *w, struct server *v);
 

@@ -52,8 +52,10 @@ static bool is_told_right(struct worker *w, const struct server *v)
 static bool is_anybodys(struct worker *w, const struct server *v)
 {
 	/* XCLIENT may be said again, and EHLO with it. */
-	bool open = v->identity == BACKEND_IDENTITY_XCLIENT ||
-		    (v->own_name && !backend_identity_binds(v->identity));
+	bool open = v->identity == BACKEND_IDENTITY_XCLIENT
+			    ? v->upstream.ehlo.xclient != 0
+			    : v->own_name &&
+				      !backend_identity_binds(v->identity);
 
 	return open && atomic_load(&server_backend(w, v)->reuse) &&
 	       is_told_right(w, v) && !v->tainted &&
@@ -64,6 +66,10 @@ static bool keep(struct worker *w, struct server *v)
 {
 	const struct config_farm *farm = &w->config->farm;
 
+	/* Postfix offers it no more to a client that may not say it. */
+	if (v->identity == BACKEND_IDENTITY_XCLIENT &&
+	    v->upstream.ehlo.xclient == 0)
+		server_keep_no_more(w, v);
 	if (!is_anybodys(w, v) || farm->reuse_idle_ms == 0 ||
 	    !balancer_keep(w->weir->farm, &v->slot, farm->reuse_percent))
 		return false;
@@ -244,9 +250,10 @@ bool bind_take_kept(struct worker *w, struct client *c, struct server *v,
 	}
 	if (server_introduce(w, v))
 		return true;
-	/* It has no buffer, or said something meanwhile. */
+	/* It has no buffer, or said something meanwhile: another will do. */
 	*event = bind_none;
 	event->more = true;
+	c->need.tried_count--;
 	server_quit(w, v);
 	return false;
 }

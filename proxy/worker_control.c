@@ -252,10 +252,12 @@ static void set_backend(struct worker *w, const struct control_order *order,
 	case CONTROL_SET_ADMIN:
 		backend_set_admin(b, order->admin, &change);
 		/* Ready again: not to be removed once it is idle. */
-		if (order->admin == BACKEND_READY)
+		if (order->admin == BACKEND_READY) {
 			w->leaving[b->index] = false;
-		else
+			backend_ask_relay(b);
+		} else {
 			work_retired(w);
+		}
 		work_log_change(w, &change);
 		say(reply, "ok: %s is %s", b->name,
 		    backend_admin_name(order->admin));

@@ -302,6 +302,7 @@ static void change_backend(struct worker *w, struct backend *b,
 	change_tls(w, b, to, rules);
 	backend_set_reuse(b, to->reuse);
 	backend_set_admin(b, admin_of(to->state), &change);
+	backend_ask_relay(b);
 	if (change.changed)
 		work_retired(w);
 	work_log_change(w, &change);

@@ -613,6 +613,20 @@ void server_ready(struct worker *w, struct server *v)
 	client_tell(w, v->client, &event);
 }
 
+void server_keep_no_more(struct worker *w, const struct server *v)
+{
+	struct backend *b = server_backend(w, v);
+
+	if (!atomic_load(&b->reuse))
+		return;
+	backend_set_reuse(b, false);
+	work_log_begin(w, "reuse");
+	log_word(&w->log, "backend", b->name);
+	log_word(&w->log, "change",
+		 "off until a reload: it takes XCLIENT but once");
+	work_log(w, LOG_LEVEL_WARNING);
+}
+
 /*
  * A kept connection may not speak for another client.  Postfix lets only those
  * say XCLIENT again whose clients may say it (smtpd_authorized_xclient_hosts).
@@ -621,23 +635,12 @@ void server_ready(struct worker *w, struct server *v)
  */
 static void not_again(struct worker *w, struct server *v)
 {
-	struct backend *b = server_backend(w, v);
-	const struct smtp_reply_parser *r = &v->upstream.reply;
 	struct smtp_esc esc;
-	bool never = v->upstream.stage == BUSY_STAGE_XCLIENT &&
-		     r->code / 100 == 5 &&
-		     classify(w, v, &esc).class == BUSY_MISCONF;
 
-	if (never && atomic_load(&b->reuse)) {
-		backend_set_reuse(b, false);
-		work_log_begin(w, "reuse");
-		log_word(&w->log, "backend", b->name);
-		log_word(&w->log, "change",
-			 "off until a reload: it takes XCLIENT but once");
-		log_number(&w->log, "code", r->code);
-		log_text(&w->log, "reply", r->text, r->text_len);
-		work_log(w, LOG_LEVEL_WARNING);
-	}
+	if (v->upstream.stage == BUSY_STAGE_XCLIENT &&
+	    v->upstream.reply.code / 100 == 5 &&
+	    classify(w, v, &esc).class == BUSY_MISCONF)
+		server_keep_no_more(w, v);
 	untry(v);
 	give_up(w, v, BUSY_SESSION, v->upstream.stage, false);
 }

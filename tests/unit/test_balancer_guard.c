@@ -451,6 +451,40 @@ static void an_answer_is_good_for_an_hour(void **state)
 	}
 }
 
+static void an_operator_has_it_asked_at_once_unless_it_is_closed(void **state)
+{
+	(void)state;
+	static const struct {
+		enum probe_relay answer;
+		bool asked;
+	} cases[] = {
+		{ PROBE_RELAY_OPEN, true },
+		{ PROBE_RELAY_UNPROVEN, true },
+		{ PROBE_RELAY_CLOSED, false },
+	};
+
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		farm_fini(&farm);
+		setup(NULL);
+		struct backend *b = add();
+		int64_t now = probe_as(b, cases[i].answer, START_MS) + 1;
+		struct balancer_slot slot;
+		enum backend_relay before = backend_relay(b);
+
+		backend_ask_relay(b);
+		assert_int_equal(backend_relay(b), before);
+		assert_int_equal(balancer_probe_claim(&farm, now, &slot),
+				 cases[i].asked);
+		if (!cases[i].asked)
+			continue;
+		assert_true(slot.guard);
+		struct probe_report report = passed(PROBE_RELAY_CLOSED);
+
+		done(&slot, &report, now);
+		assert_int_equal(backend_relay(b), BACKEND_RELAY_CLOSED);
+	}
+}
+
 static void without_an_answer_every_probe_asks(void **state)
 {
 	(void)state;
@@ -947,6 +981,7 @@ int main(void)
 		TEST(a_connection_that_stands_suits_as_a_new_one_would),
 		TEST(only_who_offers_the_mechanism_is_chosen),
 		TEST(an_answer_is_good_for_an_hour),
+		TEST(an_operator_has_it_asked_at_once_unless_it_is_closed),
 		TEST(without_an_answer_every_probe_asks),
 		TEST(an_abandoned_probe_has_asked_nothing),
 		TEST(another_identity_is_asked_anew_at_once),
