@@ -1,17 +1,34 @@
 #include "proxy/tls_load.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <openssl/crypto.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "proxy/tls_own.h"
+
+/* A FIFO that nobody writes to must not hold up a reload, nor the end. */
+static FILE *open_at_once(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	FILE *file = fd >= 0 ? fdopen(fd, "r") : NULL;
+
+	if (fd >= 0 && file == NULL) {
+		int error = errno;
+
+		(void)close(fd); /* was not read */
+		errno = error;
+	}
+	return file;
+}
 
 /* Read all of it; what was read is span's. */
 static bool load(struct tls_span *span, const char *path,
 		 char error[TLS_ERROR_SIZE])
 {
-	FILE *file = fopen(path, "re");
+	FILE *file = open_at_once(path);
 	uint8_t *data;
 	size_t len;
 	bool good;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "proxy/tls_context.h"
@@ -363,6 +364,11 @@ static void pairs_and_cas_are_read_from_files(void **state)
 	assert_false(tls_pair_load(&pair, cert, "/dev/zero", NULL, error));
 	assert_string_equal(error, "/dev/zero: is larger than 4 MiB");
 	assert_null(pair.cert.data);
+	/* One that nobody writes to is not waited for. */
+	(void)unlink(nothing);
+	assert_int_equal(mkfifo(nothing, 0600), 0);
+	assert_false(tls_pair_load(&pair, nothing, NULL, NULL, error));
+	assert_non_null(strstr(error, "is empty"));
 
 	read = tls_trust_load(cert, error);
 	assert_non_null(read);
