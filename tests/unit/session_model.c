@@ -65,8 +65,8 @@ void model_open(const struct talk *t)
 	w->name = t->name;
 	w->ahead_talk = t->ahead;
 	mem = aligned_alloc(ADMISSION_ALIGN, admission_size(&limits));
-	w->line = malloc(SESSION_LINE_MAX);
-	w->mail = malloc(SESSION_MAIL_MAX);
+	w->line = calloc(1, SESSION_LINE_MAX);
+	w->mail = calloc(1, SESSION_MAIL_MAX);
 	assert_non_null(mem);
 	assert_non_null(w->line);
 	assert_non_null(w->mail);
