@@ -52,7 +52,8 @@ struct scene {
 	const char *weir; /* more lines of it */
 	const char *listener, *admission, *timeouts, *farm, *health, *room;
 	const char *b0_config, *b1_config; /* without the address */
-	const char *b0_reloaded; /* its config from a reload on; NULL: the same */
+	const char
+		*b0_reloaded; /* its config from a reload on; NULL: the same */
 	/* The world: 0 the usual smooth one. */
 	struct sim_faults faults;
 };
