@@ -6,6 +6,7 @@
 
 #include "proxy/config.h"
 #include "tests/fuzz/session_input.h"
+#include "tests/sim/sim_auth.h"
 #include "tests/sim/sim_heap.h"
 #include "tests/sim/world.h"
 
@@ -22,6 +23,8 @@
  */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+#define PROXY "203.0.113.77" /* in front of weir, in some plays */
 
 enum {
 	BACKENDS = 2,
@@ -110,6 +113,25 @@ static bool wants(char letter)
 	return play.wants[(unsigned char)letter];
 }
 
+static enum sim_secrecy secrecy(void)
+{
+	if (wants('O'))
+		return SIM_SECRECY_IMPLICIT;
+	return wants('T') || wants('D') ? SIM_SECRECY_STARTTLS
+					: SIM_SECRECY_NONE;
+}
+
+static bool authenticates(void)
+{
+	return wants('Y') || (wants('4') && secrecy() != SIM_SECRECY_NONE);
+}
+
+/* A body that is held cannot be counted. */
+static bool counts(void)
+{
+	return wants('B') && !wants('S');
+}
+
 static void put(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 static void put(const char *format, ...)
@@ -131,6 +153,52 @@ static void put_if(char letter, const char *text)
 		put("%s", text);
 }
 
+/* How clients come, and what is known of them. */
+static void write_listener_who(void)
+{
+	if (secrecy() != SIM_SECRECY_NONE)
+		put("tls = %s\ntls_cert = /sim/mx.pem\n",
+		    wants('O')   ? "implicit"
+		    : wants('D') ? "required"
+				 : "starttls");
+	if (authenticates())
+		put("auth = %s\n", wants('Y') ? "always" : "tls");
+	put_if('g', "proxy_from = " PROXY "\n");
+	if (counts())
+		put("bare_newline = bdat\n");
+}
+
+static void write_b0(void)
+{
+	put("[backend b0]\naddress = 10.0.0.1:25\nmax_sessions = %u\n"
+	    "weight = 1000\n",
+	    wants('1') ? 1U : 50U);
+	put_if('U', "reuse = on\n");
+	put_if('x', "tls = required\n");
+	if (wants('X'))
+		put("identity = xclient\n");
+	else if (wants('I'))
+		put("identity = header\n");
+	else if (wants('7') && !wants('U'))
+		put("identity = proxy-v2\n");
+}
+
+static void write_b1(void)
+{
+	put("[backend b1]\naddress = 10.0.0.2:25\nmax_sessions = 50\n"
+	    "weight = 1\n");
+	put_if('U', "reuse = on\n");
+	if (wants('V'))
+		put("tls = verify\ntls_mode = implicit\n"
+		    "tls_ca = /sim/ca.pem\n");
+	else
+		put_if('v', "tls = opportunistic\n");
+	if (wants('G'))
+		put("identity = header\n");
+	else if (wants('w') && !wants('U'))
+		put("identity = proxy-v1\n");
+}
+
 static void write_config(void)
 {
 	play.config[0] = '\0';
@@ -146,6 +214,7 @@ static void write_config(void)
 			 : "log");
 	put_if('d', "greeting_delay = 500ms\n");
 	put_if('z', "size = 3000\n");
+	write_listener_who();
 	put_if('S', "slot = body\nbody_buffer = 4K\nbody_wait = 300ms\n");
 	put("[admission]\ntable_size = 300\nmax_sessions = %u\n",
 	    wants('m') ? 2U : 20U);
@@ -160,7 +229,8 @@ static void write_config(void)
 	    "backend_send = 5s\nbackend_final = 5s\nbackend_quit = 1s\n"
 	    "drain = 20s\n");
 	put_if('Q', "session = 5s\n");
-	put("[farm]\nrelay_guard = off\ntries = 3\nbudget = %s\nlinger = %s\n"
+	put("[farm]\nrelay_guard = %s\n", wants('Z') ? "enforce" : "off");
+	put("tries = 3\nbudget = %s\nlinger = %s\n"
 	    "unavailable_after = %s\n",
 	    wants('b') ? "3s" : "10s", wants('l') ? "0" : "1s",
 	    wants('u') ? "1s" : "1h");
@@ -169,17 +239,9 @@ static void write_config(void)
 	put_if('y', "mail = on\n");
 	put("[room]\nwait = 3s\n");
 	put_if('W', "size = 0\n");
-	if (!play.without_b0) {
-		put("[backend b0]\naddress = 10.0.0.1:25\nmax_sessions = %u\n"
-		    "weight = 1000\n",
-		    wants('1') ? 1U : 50U);
-		put_if('I', "identity = header\n");
-		put_if('U', "reuse = on\n");
-	}
-	put("[backend b1]\naddress = 10.0.0.2:25\nmax_sessions = 50\n"
-	    "weight = 1\n");
-	put_if('G', "identity = header\n");
-	put_if('U', "reuse = on\n");
+	if (!play.without_b0)
+		write_b0();
+	write_b1();
 }
 
 static struct sim_faults faults(void)
@@ -231,7 +293,7 @@ static enum sim_deed_kind deed_kind(uint8_t letter)
 		{ 'x', SIM_DEED_EXTRA },   { 'p', SIM_DEED_SPLIT },
 		{ 'l', SIM_DEED_SLOW },    { 't', SIM_DEED_LATER },
 		{ 'e', SIM_DEED_ENDLESS }, { 'n', SIM_DEED_LINES },
-		{ 'w', SIM_DEED_STALL },
+		{ 'w', SIM_DEED_STALL },   { 'i', SIM_DEED_TAMPER },
 	};
 
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
@@ -479,6 +541,37 @@ static void read_play(void)
 	}
 }
 
+static void make_backend(struct sim_backend_config *config)
+{
+	bool first = config->index == 0;
+
+	if (first && !wants('I') && !wants('X') && wants('7') && !wants('U'))
+		config->proxy = 2;
+	if (!first && !wants('G') && wants('w') && !wants('U'))
+		config->proxy = 1;
+	if (first && wants('X')) {
+		config->introduces = true;
+		config->xclient = "NAME ADDR PORT PROTO HELO LOGIN DESTADDR";
+		config->header = false;
+	}
+	if (first && wants('x'))
+		config->secrecy = SIM_SECRECY_STARTTLS;
+	if (!first && wants('V'))
+		config->secrecy = SIM_SECRECY_IMPLICIT;
+	else if (!first && wants('v'))
+		config->secrecy = SIM_SECRECY_STARTTLS;
+	config->no_clear = first ? wants('x') : wants('V');
+	config->closed = !wants('K');
+	config->guarded = wants('Z') && config->proxy == 0 &&
+			  !config->introduces;
+	if (authenticates()) {
+		config->auth = SIM_AUTH_ALL;
+		config->auth_in_clear = true;
+		config->auth_refuses = wants('5') ? 1000 : 0;
+		config->open_house = true;
+	}
+}
+
 static void bring_backends(void)
 {
 	struct world *w = &play.world;
@@ -498,6 +591,7 @@ static void bring_backends(void)
 			config.full = wants('f') ? SIM_DEED_BYE
 						 : SIM_DEED_SILENCE;
 		}
+		make_backend(&config);
 		w->backends[i] = sim_backend_new(w->sim, w->check, &config);
 	}
 	world_run(w, PROBING_US);
@@ -510,6 +604,10 @@ static void bring_clients(void)
 {
 	struct world *w = &play.world;
 	int64_t now_us = sim_now_us(w->sim);
+
+	/* One source more than the checkers know of. */
+	if (wants('g'))
+		w->houses[0].limits.allowed = sim_addr_make(PROXY, 0);
 
 	for (unsigned i = 0; i < CLIENTS; i++) {
 		char host[64];
@@ -525,7 +623,19 @@ static void bring_clients(void)
 			.to = sim_addr_make(
 				wants('6') ? "2001:db8::1" : WORLD_LISTEN, 25),
 			.at_us = now_us + play.comes_ms[i] * SIM_MS,
+			.secrecy = secrecy(),
+			.drawer = i + 1,
+			.old_tls = wants('3'),
+			.auth_in_clear = wants('Y'),
+			.counted = counts(),
 		};
+
+		if (wants('g') && !wants('6')) {
+			config.proxy = wants('C') ? 2 : 1;
+			config.named = config.from;
+			config.named.in.sin_port = htons((uint16_t)(i + 2000));
+			config.from = sim_addr_make(PROXY, 0);
+		}
 
 		w->clients[w->client_count++] = sim_client_new(w->sim, w->check,
 							       &config);

@@ -108,6 +108,18 @@ static char escaped(const struct input_line *line, size_t *i)
 	return as_char(at[0]);
 }
 
+void input_spoil(char *text, size_t len)
+{
+	static const char *const words[] = { "SECRET", "U0VDUkVU", "injected" };
+
+	for (size_t i = 0; i < sizeof(words) / sizeof(words[0]); i++) {
+		char *at;
+
+		while ((at = memmem(text, len, words[i], strlen(words[i]))))
+			*at = 'x';
+	}
+}
+
 size_t input_text(const struct input_line *line, char digit, char *text,
 		  size_t size)
 {
@@ -127,5 +139,6 @@ size_t input_text(const struct input_line *line, char digit, char *text,
 		text[n++] = c;
 	}
 	text[n] = '\0';
+	input_spoil(text, n);
 	return n;
 }

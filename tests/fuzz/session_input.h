@@ -33,6 +33,14 @@
  *	d MS                  DATA, a pause, the body and its end
  *	k OCTETS, b           BDAT, with so many or with all that are left
  *	s                     RSET
+ *	V                     STARTTLS and the handshake, if it is offered; and
+ *			      EHLO
+ *	v TEXT                the same, with TEXT behind STARTTLS that must die
+ *	a N                   AUTH, by the way N of sim_auth.h, if it is offered
+ *	c                     what AUTH is begun is cancelled
+ *	i OCTETS, j           so many in a record; other keys
+ *	N                     leaves in the middle of the handshake, by X
+ *	G                     ends TLS without close_notify
  *	l TEXT                a line that draws one reply
  *	u TEXT                a chunk that belongs to nothing
  *	w OCTETS              a line of that length
@@ -66,10 +74,13 @@ uint8_t input_letter(struct input_line *line);
 /*
  * The rest as octets, which are fewer than size; text gets a NUL behind them.
  * Marks of messages ("c1.m0") are spoilt by `digit`, so that nobody can
- * pretend to be somebody whom the checkers know.
+ * pretend to be somebody whom the checkers know; nor is there any of the words
+ * that they look for: "SECRET", also in base64, and "injected".
  */
 size_t input_text(const struct input_line *line, char digit, char *text,
 		  size_t size);
+/* Spoil those words in text[0..len). */
+void input_spoil(char *text, size_t len);
 
 /* The whole play, for those who write the scripts of clients. */
 void input_set(const uint8_t *data, size_t len);

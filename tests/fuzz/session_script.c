@@ -23,6 +23,7 @@ enum {
 	STEPS_SPARE = 8,               /* what one line makes, at most */
 	RCPTS_MAX = CHECK_RCPTS_MAX - 1,
 	BODY_ENDING = 8,
+	TAIL_MAX = 8, /* no longer than a word that checkers look for */
 };
 
 /* What a script is written with. */
@@ -40,6 +41,9 @@ struct writer {
 	uint32_t pauses_ms;
 	uint32_t pace_ms;
 	size_t octets; /* of all messages */
+	bool counted;  /* DATA may go on in counted chunks */
+	size_t tail_len;
+	char tail[TAIL_MAX]; /* the last octets that were said raw */
 };
 
 /* --- steps --- */
@@ -180,6 +184,8 @@ static void body_seal(struct writer *w, bool chunked)
 	assert(ends);
 	m->body_len = end;
 	m->flawed = is_foul(m->body, m->body_len);
+	if (w->counted)
+		check_message_count(m);
 }
 
 static void write_text(struct writer *w, struct input_line *in, bool often)
@@ -307,8 +313,9 @@ static bool begins_with(const char *text, size_t len, const char *word)
 static bool is_plain(const char *text, size_t len)
 {
 	static const char *const others[] = {
-		"MAIL",   "DATA", "BDAT", "QUIT",    "PROXY", "CONNECT",
-		"DELETE", "GET",  "HEAD", "OPTIONS", "POST",  "PUT",
+		"MAIL",    "DATA",   "BDAT", "QUIT",     "PROXY",
+		"CONNECT", "DELETE", "GET",  "HEAD",     "OPTIONS",
+		"POST",    "PUT",    "AUTH", "STARTTLS",
 	};
 	size_t n = 0;
 
@@ -365,17 +372,80 @@ static void write_stray_chunk(struct writer *w, const struct input_line *in)
 	w->soiled = true;
 }
 
+/* Octets that are said raw, behind those that were. */
+static bool is_word_of_two(struct writer *w, const char *text, size_t len)
+{
+	char both[TAIL_MAX + 2 * SIM_TEXT_MAX], spoilt[sizeof(both)];
+	size_t all = w->tail_len + len;
+
+	memcpy(both, w->tail, w->tail_len);
+	memcpy(both + w->tail_len, text, len);
+	memcpy(spoilt, both, all);
+	input_spoil(spoilt, all);
+	if (memcmp(both, spoilt, all) != 0)
+		return true;
+	w->tail_len = all < TAIL_MAX ? all : TAIL_MAX;
+	memcpy(w->tail, both + all - w->tail_len, w->tail_len);
+	return false;
+}
+
 static void write_octets(struct writer *w, const struct input_line *in,
 			 bool waits)
 {
 	char text[2 * SIM_TEXT_MAX];
 	size_t len = input_text(in, '9', text, sizeof(text));
 
-	/* No mark may be put together of two pieces. */
+	/* No mark may be put together of two pieces, nor another word. */
 	if (len > 0 && text[len - 1] == 'c')
 		len--;
-	if (len > 0)
-		add_octets(w, SIM_OP_RAW, text, len)->alone = waits;
+	if (len == 0 || is_word_of_two(w, text, len))
+		return;
+	add_octets(w, SIM_OP_RAW, text, len)->alone = waits;
+}
+
+/* --- TLS and AUTH --- */
+
+static void write_starttls(struct writer *w, const struct input_line *in)
+{
+	char text[SIM_TEXT_MAX] = "";
+	size_t len = in->letter == 'v' ? input_text(in, 'x', text, sizeof(text))
+				       : 0;
+
+	if (w->script->implicit)
+		return;
+	/* It is refused within a transaction, and what follows is obeyed. */
+	clear_up(w);
+	struct sim_step *step = add_octets(w, SIM_OP_LINE, "STARTTLS\r\n",
+					   len > 0 ? 10 : 8);
+	if (len > 0) {
+		step->text = realloc(step->text, 10 + len + 1);
+		if (step->text == NULL)
+			abort();
+		memcpy(step->text + 10, text, len);
+		step->text_len = 10 + len;
+		step->text[step->text_len] = '\0';
+	}
+	step->reply = SIM_REPLY_STARTTLS;
+	step->injects = len > 0;
+	step->alone = true;
+	add(w, SIM_OP_TLS)->alone = true;
+	line(w, SIM_REPLY_EHLO, "EHLO c%u.client.test", w->client)->alone =
+		true;
+}
+
+static void write_auth(struct writer *w, struct input_line *in)
+{
+	uint32_t way = input_number(in, SIM_AUTH_WAYS - 1);
+	char text[SIM_AUTH_LINE_MAX];
+
+	/* One way for a client: it is asked for its next line later. */
+	if (w->script->auth == SIM_AUTH_NONE)
+		w->script->auth = (enum sim_auth_way)way;
+	if (w->script->auth == SIM_AUTH_NONE)
+		return;
+	(void)sim_auth_say(w->script->auth, w->client, 0, text);
+	struct sim_step *step = line(w, SIM_REPLY_AUTH, "%s", text);
+	step->alone = true;
 }
 
 static void write_end(struct writer *w, enum sim_op op)
@@ -426,6 +496,16 @@ static void write_honest(struct writer *w, struct input_line *in)
 	case 's':
 		line(w, SIM_REPLY_RSET, "RSET");
 		return;
+	case 'V':
+	case 'v':
+		write_starttls(w, in);
+		return;
+	case 'a':
+		write_auth(w, in);
+		return;
+	case 'j':
+		add(w, SIM_OP_REKEY);
+		return;
 	case 'l':
 		write_line(w, in);
 		return;
@@ -457,6 +537,18 @@ static void write_step(struct writer *w, struct input_line *in)
 		return;
 	case 'p':
 		write_pause(w, in);
+		return;
+	case 'c':
+		w->script->cancels = true;
+		return;
+	case 'i':
+		w->script->record = input_number(in, BODY_MAX);
+		return;
+	case 'N':
+		w->script->abandons = true;
+		return;
+	case 'G':
+		w->script->curt = true;
 		return;
 	case 'f':
 		write_end(w, SIM_OP_FIN);
@@ -500,6 +592,7 @@ void sim_script_write(struct sim_script *script, struct sim *sim,
 		.script = script,
 		.check = check,
 		.client = config->number,
+		.counted = config->counted,
 	};
 	struct input in = input_begin();
 	struct input_line step;
@@ -513,6 +606,7 @@ void sim_script_write(struct sim_script *script, struct sim *sim,
 	while (own_line(&in, w.client, &speaker, &step))
 		w.raw = w.raw || step.letter == 'z' || step.letter == 'Z';
 	script->loose = w.raw;
+	script->implicit = config->secrecy == SIM_SECRECY_IMPLICIT;
 	in = input_begin();
 	speaker = 0;
 	while (!w.ended && script->count + STEPS_SPARE < SIM_STEPS_MAX &&

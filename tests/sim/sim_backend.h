@@ -101,7 +101,8 @@ struct sim_backend_config {
 	bool no_strange;  /* weir was told: none if its certificate is wrong */
 	/* What it offers behind XCLIENT; NULL: that it does not. */
 	const char *xclient;
-	bool introduces;    /* weir was told to say XCLIENT before mail */
+	bool open_house; /* credentials of nobody's are refused, and no fault */
+	bool introduces; /* weir was told to say XCLIENT before mail */
 	const char *auth;   /* the mechanisms that it offers; NULL: none */
 	bool auth_in_clear; /* even in the clear */
 	bool closed;        /* no mail to anybody's domain under .invalid */

@@ -543,11 +543,11 @@ void check_log(struct check *check, const char *text, size_t len)
 	memcpy(l->client, client, client_len);
 	l->client[client_len] = '\0';
 	if (strncmp(l->client, SIM_CLIENT_FORGED ":",
-		    strlen(SIM_CLIENT_FORGED ":")) == 0)
+		    strlen(SIM_CLIENT_FORGED ":")) == 0) {
 		sim_violation(check->sim,
-			      "a stranger's header is believed: "
-			      "%.*s",
-			      (int)len, text);
+			      "a stranger's header is believed: %.*s", (int)len,
+			      text);
+	}
 	memcpy(l->reason, reason, reason_len);
 	l->reason[reason_len] = '\0';
 }

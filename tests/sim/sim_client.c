@@ -325,6 +325,8 @@ static void step_line(struct sim_client *c, const struct sim_step *step)
 {
 	if (step->reply == SIM_REPLY_MAIL)
 		step->message->authenticated = c->authenticated;
+	if (step->reply == SIM_REPLY_AUTH)
+		c->auth_at = 0;
 	c->hasty = c->hasty || step->injects;
 	octets(c, step->text, step->text_len);
 	octets(c, "\r\n", 2);
@@ -410,7 +412,7 @@ static bool offered(const struct sim_client *c, const char *word)
 static bool offers_auth(const struct sim_client *c)
 {
 	const char *line = memmem(c->reply, c->reply_len, "AUTH ", 5);
-	const char *name = sim_auth_name(c->config.auth);
+	const char *name = sim_auth_name(c->script.auth);
 	size_t name_len = strlen(name);
 
 	while (line != NULL && *line != '\r' && *line != '\0') {
@@ -453,11 +455,11 @@ static void on_auth(struct sim_client *c, unsigned code)
 {
 	char text[SIM_AUTH_LINE_MAX];
 
-	c->authenticated = code == 235;
+	c->authenticated = c->authenticated || code == 235;
 	if (code != 334)
 		return;
 	if (c->script.cancels ||
-	    !sim_auth_say(c->config.auth, c->config.number, ++c->auth_at, text))
+	    !sim_auth_say(c->script.auth, c->config.number, ++c->auth_at, text))
 		snprintf(text, sizeof(text), "*");
 	octets(c, text, strlen(text));
 	octets(c, "\r\n", 2);

@@ -622,7 +622,7 @@ void sim_script_write(struct sim_script *script, struct sim *sim,
 {
 	struct writer w = { script, sim, check, config };
 
-	*script = (struct sim_script){ 0 };
+	*script = (struct sim_script){ .auth = config->auth };
 	script->steps = calloc(SIM_STEPS_MAX, sizeof(*script->steps));
 	if (script->steps == NULL)
 		abort();

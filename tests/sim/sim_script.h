@@ -86,15 +86,16 @@ struct sim_script {
 	size_t count;
 	struct sim_sent sent[SIM_SENT_MAX];
 	unsigned sent_count;
-	bool pipelines;       /* if that is offered */
-	bool loose;           /* replies are not counted */
-	bool deaf;            /* does not read */
-	bool dribbles;        /* its pace is that of bodies only */
-	bool implicit;        /* TLS from the first octet */
-	bool abandons;        /* leaves in the middle of the handshake */
-	bool tears;           /* leaves in the middle of a record */
-	bool curt;            /* ends without close_notify */
-	bool cancels;         /* AUTH, in the middle */
+	bool pipelines; /* if that is offered */
+	bool loose;     /* replies are not counted */
+	bool deaf;      /* does not read */
+	bool dribbles;  /* its pace is that of bodies only */
+	bool implicit;  /* TLS from the first octet */
+	bool abandons;  /* leaves in the middle of the handshake */
+	bool tears;     /* leaves in the middle of a record */
+	bool curt;      /* ends without close_notify */
+	bool cancels;   /* AUTH, in the middle */
+	enum sim_auth_way auth;
 	unsigned record;      /* octets in a record; 0: any */
 	uint32_t pace_octets; /* at a time; 0: all at once */
 	int64_t pace_us;
