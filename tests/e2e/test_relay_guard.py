@@ -49,11 +49,15 @@ class Case(lib.Case):
         return lib.wait_until(lambda: row()["relay"],
                               f"{name} is asked", patience=10)
 
-    def said(self):
-        """What an operator reads: log, status, health."""
-        return {"log": "\n".join(self.weir.lines),
-                "status": self.weir.ctl("status"),
-                "health": self.weir.ctl("show", "health")}
+    def is_said(self, name):
+        """Wherever an operator looks."""
+        lib.wait_until(lambda: self.weir.log("event=relay",
+                                             "backend=" + name),
+                       "the log says so")
+        self.assertRegex(self.weir.ctl("status"), f"{name}.* relay")
+        row = next(line for line in self.weir.ctl("show", "health")
+                   .splitlines() if line.startswith(name))
+        self.assertIn(" open ", row)
 
 
 class Scripted(Case):
@@ -159,14 +163,24 @@ class Postfix(Case):
         code, text = self.mail_from(STRANGER)
         self.assertIn(code, (421, 451), text)
         self.assertEqual(self.mail_from(FRIEND)[0], 250)
-        for where, text in self.said().items():
-            self.assertIn("relay", text.lower(), where)
+        self.is_said("postfix")
         with smtp.Client(self.weir.port, source=FRIEND) as client:
             client.hello()
             smtp.send_plain(client, mail.Message("friend"))
             client.quit()
         server.settle()
         self.assertEqual(set(mail.tally(server)), {"friend"})
+
+    def test_once_it_is_mended_it_is_asked_again(self):
+        server = self.start(mta.Postfix(**OPEN))
+        self.serve(("postfix", server, {}))
+        self.assertEqual(self.verdict("postfix"), "open")
+        server.stop()
+        server.settings.clear()
+        server.start()
+        self.weir.ctl("set", "backend", "postfix", "ready")
+        self.eventually(STRANGER, 250)
+        self.assertEqual(self.verdict("postfix"), "closed")
 
     def test_a_header_in_the_message_does_not_help(self):
         server = self.start(mta.Postfix(**OPEN))
@@ -181,8 +195,7 @@ class Postfix(Case):
         lib.wait_until(lambda: "relay" in self.weir.ctl("status"),
                        "the status says so")
         self.assertEqual(self.mail_from(STRANGER)[0], 250)
-        for where, text in self.said().items():
-            self.assertIn("relay", text.lower(), where)
+        self.is_said("postfix")
 
     def test_a_closed_one_serves_everybody(self):
         server = self.start(mta.Postfix())

@@ -372,6 +372,13 @@ class Postfix(Case):
         for fields in mail.received(self.server).values():
             self.assertIn("using TLSv1.3", fields[0])
 
+    def test_where_the_first_client_may_not_say_it_no_second_is_lost(self):
+        """Postfix asks again, of the client it was told of, whether that
+        one may say XCLIENT."""
+        proxy = self.kept(xclient="127.0.0.1")
+        self.named(self.clients(4, proxy))
+        self.assertEqual(len(proxy.log("event=reuse", "but once")), 1)
+
     def test_its_rule_about_pipelining_is_met(self):
         proxy = self.kept(
             xclient="static:all",
