@@ -41,9 +41,12 @@ struct check_message {
 	bool authenticated; /* the client had been, when it said MAIL */
 	bool flawed;        /* no backend may ever be given its end */
 	bool whole;         /* the end of the data was sent */
-	unsigned rcpts;     /* said */
-	unsigned rcpts_ok;  /* bit k: the client read 2xx for recipient k */
-	unsigned code;      /* what the client read for the end of data */
+	/* It was sent before the replies to what precedes it were read; in TLS
+	 * that cannot be seen if a record was cut. */
+	bool hasty;
+	unsigned rcpts;    /* said */
+	unsigned rcpts_ok; /* bit k: the client read 2xx for recipient k */
+	unsigned code;     /* what the client read for the end of data */
 
 	/* The backends' side. */
 	unsigned ends;     /* how often the end of data reached a backend */

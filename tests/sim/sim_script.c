@@ -421,6 +421,7 @@ static void write_hasty(struct writer *w)
 	unsigned sent;
 	struct check_message *m = new_message(w, &sent);
 
+	m->hasty = w->config->secrecy != SIM_SECRECY_NONE;
 	write_body(w, m, NULL);
 	write_envelope(w, m, sent, 1);
 	about(line(w, SIM_REPLY_DATA, "DATA"), m, sent);
