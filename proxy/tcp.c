@@ -319,8 +319,11 @@ static enum tcp_seen answered(struct tcp_watch *t, enum kind kind)
 		return code == 334 ? challenged(t) : TCP_REPLY;
 	case KIND_STARTTLS:
 		return code == 220 ? blind(t, TCP_STARTTLS) : TCP_REPLY;
-	case KIND_OTHER:
 	case KIND_EHLO:
+		t->offered = t->offered || good;
+		t->ext = good ? t->reply.ehlo.ext : t->ext;
+		return TCP_REPLY;
+	case KIND_OTHER:
 	case KIND_CHUNK:
 		break;
 	}
@@ -351,6 +354,11 @@ static enum tcp_seen reply_ended(struct tcp_watch *t)
 	return TCP_REPLY;
 }
 
+static bool awaits_ehlo(const struct tcp_watch *t)
+{
+	return t->greeted && t->due > 0 && t->kinds[t->first] == KIND_EHLO;
+}
+
 enum tcp_seen tcp_server_said(struct tcp_watch *t, const void *buf, size_t len,
 			      size_t *used)
 {
@@ -362,7 +370,7 @@ enum tcp_seen tcp_server_said(struct tcp_watch *t, const void *buf, size_t len,
 	if (len == 0)
 		return TCP_NOTHING;
 	if (!t->reading) {
-		smtp_reply_begin(&t->reply, false);
+		smtp_reply_begin(&t->reply, awaits_ehlo(t));
 		t->reading = true;
 	}
 	switch (smtp_reply_feed(&t->reply, buf, len, used)) {

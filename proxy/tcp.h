@@ -76,6 +76,8 @@ struct tcp_watch {
 	uint16_t head_len;     /* private */
 	uint16_t helo_len;     /* 0: none was read */
 	bool chunks;           /* the client has said BDAT */
+	bool offered;          /* .ext is what the last EHLO was answered */
+	unsigned ext;          /* enum smtp_ext bits */
 	bool chunk_last;       /* private */
 	struct smtp_body body; /* private */
 	uint8_t kinds[TCP_PIPELINE_MAX];

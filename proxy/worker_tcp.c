@@ -277,32 +277,31 @@ static void take_down(struct worker *w, struct client *c, struct server *v)
 
 /*
  * A backend that lets weir say XCLIENT would let any client say it whose words
- * weir cannot follow: there they must be understood, each of them, until
- * STARTTLS.  What is no chunk to the backend is commands.
+ * weir cannot follow: there they must be understood, each of them, to the end.
+ * (Of one that has not told what it offers, TLS is let be.)  And what is no
+ * chunk to the backend is commands.
  */
 static bool is_followed(struct worker *w, const struct relay *r,
 			const struct server *v)
 {
 	const struct backend *b = server_backend(w, v);
-	bool known = atomic_load(&b->ext_known);
-	unsigned ext = atomic_load(&b->ext);
-	bool trusts = !known || (ext & SMTP_EXT_XCLIENT) != 0 ||
-		      backend_identity(b) == BACKEND_IDENTITY_XCLIENT;
+	const struct tcp_watch *t = &r->watch;
+	bool known = t->offered || atomic_load(&b->ext_known);
+	unsigned ext = t->offered ? t->ext : atomic_load(&b->ext);
+	bool trusts = backend_identity(b) == BACKEND_IDENTITY_XCLIENT ||
+		      ((ext | atomic_load(&b->ext)) & SMTP_EXT_XCLIENT) != 0;
 
-	if (!trusts)
-		return true;
-	switch (r->watch.why) {
+	switch (t->why) {
 	case TCP_CLEAR:
-		return !r->watch.chunks || (ext & SMTP_EXT_CHUNKING) != 0;
+		return (known && !trusts) || !t->chunks ||
+		       (ext & SMTP_EXT_CHUNKING) != 0;
 	case TCP_STARTTLS:
-		return true;
 	case TCP_TLS:
-		return backend_tls(b) != BACKEND_TLS_NONE &&
-		       backend_tls_implicit(b);
+		return !trusts;
 	case TCP_STRANGE:
 		break;
 	}
-	return false;
+	return known && !trusts;
 }
 
 /* All that is there; false: it must not go on. */

@@ -267,7 +267,8 @@ static void make_server(struct play *p, unsigned i)
 		.index = i,
 		.addr = world_backend_addr(i),
 		.offers = SIM_OFFER_ALL & ~(i == 1 ? s->lacks : 0) &
-			  ~(is->no_tls ? SIM_OFFER_DANGEROUS : 0U),
+			  ~(is->no_tls || is->no_xclient ? SIM_OFFER_DANGEROUS
+							 : 0U),
 		.slots = i == 0 ? s->slots : 0,
 		.full = s->full != SIM_DEED_NONE ? s->full : SIM_DEED_BYE,
 		.full_text = s->full_text,

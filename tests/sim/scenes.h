@@ -19,6 +19,7 @@ enum { SCENE_TALKS = 6, SCENE_DEEDS = 6 };
 /* What a server is besides what its section of weir.ini says of it. */
 struct scene_server {
 	bool no_tls;         /* offers no STARTTLS */
+	bool no_xclient;     /* unless weir is to say it */
 	bool old_tls;        /* 1.2 */
 	bool wrong_paper;    /* its certificate is nobody's */
 	const char *xclient; /* attributes; "": does not offer it; NULL: all */
