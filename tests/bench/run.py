@@ -101,6 +101,7 @@ class Bench:
     pairs = PAIRS
     sink_settings = ""
     client = ()  # of every load
+    tells_lines = True  # of the log, a session
 
     def __init__(self, options, place):
         self.options = options
@@ -522,10 +523,12 @@ def run(options, take):
 
 def show(facts, bench):
     print_values(bench.values, bench.metrics)
-    print("\nlog lines a session: " +
-          ", ".join(f"{name} {lines:.2f}" for name, lines in
-                    facts["log_lines_a_session"].items()) +
-          f"; idle clients: {facts['idle_clients']}")
+    if bench.tells_lines:
+        print("\nlog lines a session: " +
+              ", ".join(f"{name} {lines:.2f}" for name, lines in
+                        facts["log_lines_a_session"].items()))
+    if bench.values.get("idle_octets"):
+        print(f"\nidle clients: {facts['idle_clients']}")
     print_ratios(bench.values, bench.metrics, bench.pairs)
     goals = bench.goals()
     if goals:

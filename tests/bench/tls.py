@@ -22,6 +22,7 @@ import farm  # noqa: E402
 import run  # noqa: E402
 
 STORM = 2000  # handshakes at once
+STORMS = 3  # of each kind in a round: they are short, and move the most
 NICE = 10  # of the storm's clients: elsewhere they have machines of their own
 FAVOUR = -15  # of all that is measured, against the machine's other work
 STEADY = ("-c", "20", "-m", "1000000", "-s", "4K", "--think", "10ms-50ms",
@@ -48,6 +49,7 @@ class Tls(run.Bench):
     pairs = (("weir", "haproxy", "as each comes: weir logs, HAProxy does not"),
              ("weir-quiet", "haproxy", "neither logs"))
     client = ("--tls",)
+    tells_lines = False  # kept sessions have thousands, for their messages
 
     def __init__(self, options, place):
         super().__init__(options, place)
@@ -109,17 +111,18 @@ class Tls(run.Bench):
     def do_storm(self, name):
         """Mail that flows on established sessions, while others shake
         hands, or nobody does."""
-        for kind in ("alone", "full", "resumed"):
-            self.storm(name, kind)
+        for _ in range(STORMS):
+            for kind in ("alone", "full", "resumed"):
+                self.storm(name, kind)
 
     def storm(self, name, kind):
         peer, before = self.peers[name], self.sink.stats()
         steady = farm.Load(peer.port, *self.client, *STEADY, "-d", "10m")
         try:
-            time.sleep(2)
+            time.sleep(1)
             steady.forget()
             if kind == "alone":
-                time.sleep(5)
+                time.sleep(3)
             else:
                 self.note(f"storm_{kind}_rate", name,
                           self.crowd(name, peer, kind))
@@ -166,11 +169,13 @@ class Tls(run.Bench):
                             bar, False)
 
         def beside(kind, name):
+            # Of the medians: what is alone moves as much as the storms.
+            there = run.middle(self.values, f"storm_{kind}", name)
+            before = run.middle(self.values, "storm_alone", name)
             return run.Goal(
                 f"storm of {kind} handshakes: a message's p99 in it / "
                 f"before, {name}", " x",
-                run.ratio(self.values, f"storm_{kind}", name, name,
-                          "storm_alone"), 3, False)
+                there and before and there / before, 3, False)
         goals = [against("CPU a full handshake", "cpu_full", 1),
                  against("CPU a resumed handshake", "cpu_resumed", 1),
                  against("CPU a GB", "cpu_bulk", 1),
