@@ -862,10 +862,11 @@ static size_t take_trace(struct conn *c, const uint8_t *data, size_t len)
 static void take_body(struct conn *c, const uint8_t *data, size_t len)
 {
 	keep_last(c->backend, data, len);
-	if (c->message != NULL && len > 0)
+	if (c->message != NULL && len > 0) {
 		check_body(c->backend->check, c->message,
 			   c->backend->config.index, c->body_len, c->chunked,
 			   (struct check_octets){ data, len });
+	}
 	c->body_len += len;
 }
 

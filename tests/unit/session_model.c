@@ -1158,20 +1158,17 @@ static struct session_event sensible_reply(void)
 	if (s->state == SESSION_AUTH)
 		ev = any_reply(roll(4) == 0 ? 7 : 5 + roll(2));
 	ev.stage = BUSY_STAGE_RCPT;
+	if (data || (s->counting && (s->state == SESSION_BODY || s->due > 1)))
+		ev.stage = BUSY_STAGE_DATA;
+	if (s->state == SESSION_FINAL && s->due == 1)
+		ev.stage = BUSY_STAGE_EOD;
+	if (s->state == SESSION_MAIL || (s->state == SESSION_HANDOVER &&
+					 s->due == 1 + s->message.rcpts_ok + 1))
+		ev.stage = BUSY_STAGE_MAIL;
+	if (s->clearing)
+		ev.stage = BUSY_STAGE_IDLE;
 	if (s->state == SESSION_AUTH)
 		ev.stage = BUSY_STAGE_AUTH;
-	else if (s->clearing)
-		ev.stage = BUSY_STAGE_IDLE;
-	else if (s->counting && (s->state == SESSION_BODY || s->due > 1))
-		ev.stage = BUSY_STAGE_DATA;
-	else if (s->state == SESSION_MAIL ||
-		 (s->state == SESSION_HANDOVER &&
-		  s->due == 1 + s->message.rcpts_ok + 1))
-		ev.stage = BUSY_STAGE_MAIL;
-	else if (s->state == SESSION_FINAL && s->due == 1)
-		ev.stage = BUSY_STAGE_EOD;
-	else if (data)
-		ev.stage = BUSY_STAGE_DATA;
 	return ev;
 }
 
