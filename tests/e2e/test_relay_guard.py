@@ -21,7 +21,7 @@ class Case(lib.Case):
             [(name, server, keys) for name, server, keys in backends],
             farm=dict({"relay_guard": guard, "linger": "0",
                        "relay_from": "127.0.9.0/24"}, **farm),
-            room={"wait": "500ms"})).up()
+            room={"wait": "300ms"}, health={"interval": "200ms"})).up()
         return self.weir
 
     def mail_from(self, source):
