@@ -422,14 +422,18 @@ enum tls_state secure_read(struct worker *w, struct work *work,
 
 /* May the conversation say anything? */
 bool secure_can_say(const struct work_tls *t);
+/* In TLS or, without a codec, in the clear: */
+
 /* Would secure_flush() send anything? */
 bool secure_is_loud(const struct work_tls *t, const struct work_queue *out);
 /*
- * Encode what is queued, and what TLS has to say, and send it, unless a send
- * is in flight.  last: all is followed by close_notify.
+ * Send what is queued, and what TLS has to say, unless a send is in flight;
+ * returns octets, as they go over the wire.  last: all is followed by
+ * close_notify.  Whoever finds no buffer comes again (a probe has its
+ * deadline).
  */
-void secure_flush(struct worker *w, struct work_tls *t, struct work_queue *out,
-		  io_handle socket, bool last);
+uint64_t secure_flush(struct worker *w, struct work *work, struct work_tls *t,
+		      struct work_queue *out, io_handle socket, bool last);
 
 /* Its first octets of TLS wait for a turn with handshakes left. */
 void secure_wait(struct worker *w, struct work *work);

@@ -750,18 +750,12 @@ static void set_timer(struct worker *w, struct client *c)
 /* In TLS or in the clear; counted as it goes over the wire. */
 static void send_queued(struct worker *w, struct client *c)
 {
-	uint64_t octets = 0;
+	uint64_t octets;
 
-	if (c->tls.codec != NULL) {
-		octets = io_unsent(w->io, c->socket);
-		secure_flush(w, &c->tls, &c->out, c->socket, c->flushing);
-		octets = io_unsent(w->io, c->socket) - octets;
-		if (io_unsent(w->io, c->socket) == 0 &&
-		    secure_is_loud(&c->tls, &c->out))
-			work_come_again(w, &c->work); /* no buffer was left */
-	} else if (!c->tls_awaited) {
-		work_queue_flush(w, &c->out, c->socket, &octets);
-	}
+	if (c->tls_awaited)
+		return;
+	octets = secure_flush(w, &c->work, &c->tls, &c->out, c->socket,
+			      c->flushing);
 	c->octets_out += octets;
 	stats_add(&w->stats->octets_out, octets);
 }
@@ -777,8 +771,7 @@ static bool can_say(const struct client *c)
 /* Is there nothing more to send, not even of what TLS has to say? */
 static bool is_all_said(const struct client *c)
 {
-	return c->out.first == NULL &&
-	       (c->tls.codec == NULL || !secure_is_loud(&c->tls, &c->out));
+	return c->out.first == NULL && !secure_is_loud(&c->tls, &c->out);
 }
 
 void client_flush(struct worker *w, struct client *c)

@@ -124,14 +124,8 @@ static void conclude(struct worker *w, struct prober *p)
 /* What it has to say, in TLS or in the clear. */
 static void flush(struct worker *w, struct prober *p)
 {
-	uint64_t octets = 0;
-
-	if (p->tls.codec != NULL) {
-		secure_flush(w, &p->tls, &p->out, p->socket,
-			     p->probe.step == PROBE_STEP_QUIT);
-	} else {
-		work_queue_flush(w, &p->out, p->socket, &octets);
-	}
+	(void)secure_flush(w, &p->work, &p->tls, &p->out, p->socket,
+			   p->probe.step == PROBE_STEP_QUIT);
 }
 
 static void begin_tls(struct worker *w, struct prober *p)

@@ -188,16 +188,9 @@ static void arm(struct worker *w, struct server *v)
 	io_recv(w->io, v->socket, IO_REPLY, WORK_COMMAND_CREDIT);
 }
 
-static bool has_to_say(const struct server *v)
-{
-	if (v->tls.codec != NULL)
-		return secure_is_loud(&v->tls, &v->out);
-	return v->out.first != NULL;
-}
-
 void server_speak_up(struct worker *w, struct server *v)
 {
-	if (v->ending || !has_to_say(v))
+	if (v->ending || !secure_is_loud(&v->tls, &v->out))
 		return;
 	if (v->work.next_loud == NULL && io_unsent(w->io, v->socket) == 0)
 		v->sent_ms = w->now_ms; /* from now on it may be stuck */
@@ -206,21 +199,13 @@ void server_speak_up(struct worker *w, struct server *v)
 
 void server_flush(struct worker *w, struct server *v)
 {
-	uint64_t octets = 0;
+	uint64_t octets;
 
-	if (v->ending || !has_to_say(v))
+	if (v->ending || !secure_is_loud(&v->tls, &v->out))
 		return;
-	if (v->tls.codec != NULL) {
-		octets = io_unsent(w->io, v->socket);
-		/* Some wait for close_notify before they close. */
-		secure_flush(w, &v->tls, &v->out, v->socket,
-			     v->upstream.state == UPSTREAM_QUITTING);
-		octets = io_unsent(w->io, v->socket) - octets;
-		if (io_unsent(w->io, v->socket) == 0 && has_to_say(v))
-			work_come_again(w, &v->work); /* no buffer was left */
-	} else {
-		work_queue_flush(w, &v->out, v->socket, &octets);
-	}
+	/* Some wait for close_notify before they close. */
+	octets = secure_flush(w, &v->work, &v->tls, &v->out, v->socket,
+			      v->upstream.state == UPSTREAM_QUITTING);
 	backend_count(server_backend(w, v), BACKEND_COUNT_octets_out, octets);
 	server_set_timer(w, v);
 }

@@ -221,6 +221,8 @@ bool secure_can_say(const struct work_tls *t)
 
 bool secure_is_loud(const struct work_tls *t, const struct work_queue *out)
 {
+	if (t->codec == NULL)
+		return out->first != NULL;
 	return tls_unsent(t->codec) > 0 ||
 	       (out->first != NULL && secure_can_say(t));
 }
@@ -259,13 +261,18 @@ static void encode(struct worker *w, struct work_tls *t, struct work_queue *out,
 	} while (buf->room >= ROOM_MIN && secure_is_loud(t, out));
 }
 
-void secure_flush(struct worker *w, struct work_tls *t, struct work_queue *out,
-		  io_handle socket, bool last)
+uint64_t secure_flush(struct worker *w, struct work *work, struct work_tls *t,
+		      struct work_queue *out, io_handle socket, bool last)
 {
 	struct work_queue wire = { 0 };
+	uint64_t octets = 0;
 
+	if (t->codec == NULL) {
+		work_queue_flush(w, out, socket, &octets);
+		return octets;
+	}
 	if (io_unsent(w->io, socket) > 0)
-		return;
+		return 0;
 	while (wire.octets < WORK_WINDOW) {
 		struct io_buf *buf;
 
@@ -285,8 +292,10 @@ void secure_flush(struct worker *w, struct work_tls *t, struct work_queue *out,
 		}
 		work_queue_buf(w, &wire, buf);
 	}
-	if (wire.first != NULL)
-		io_send(w->io, socket, wire.first);
+	work_queue_flush(w, &wire, socket, &octets);
+	if (octets == 0 && work->kind != WORK_PROBE && secure_is_loud(t, out))
+		work_come_again(w, work);
+	return octets;
 }
 
 /* ---- what was agreed on ---- */
